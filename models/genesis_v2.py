@@ -1,0 +1,40 @@
+"""GENESIS-v2 with independent slots (Engelcke et al., 2021): the orderless model that a LOM borrows from."""
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.distributions import diagonal_normal
+from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.program import Program
+from pyro_lom.types import Rendering
+
+
+class GenesisV2(Program):
+    """p(x, o_1:K) = prod_k p(o_k) p(x | o_1:K)
+
+        o_k ~ N(0, I)                          K independent slots, in no order
+        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3
+
+    Sites `o` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels.
+    """
+
+    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float):
+        super().__init__()
+        self.num_slots = num_slots
+        self.decoder = decoder
+        self.likelihood = GaussianLikelihood(image_scale)
+        self.register_buffer("prior_loc", torch.zeros(slot_dim))
+        self.register_buffer("prior_scale", torch.ones(slot_dim))
+
+    def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
+        """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W)."""
+        with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
+            with pyro.plate("slots", self.num_slots, dim=-1):
+                slots = pyro.sample("o", diagonal_normal(self.prior_loc, self.prior_scale))
+            return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))
+
+    def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
+        """Decode slots into masks and components, and compose them."""
+        return compose(self.decoder(slots))

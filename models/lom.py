@@ -1,0 +1,67 @@
+"""The Latent Object Model's generative story (Sec. 3.1)."""
+
+import pyro
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.distributions import GaussianHead
+from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.networks.transformers import PriorOrder, xavier_
+from pyro_lom.program import Program
+from pyro_lom.scene_priors import StandardNormal
+from pyro_lom.types import Rendering
+
+
+class LatentObjectModel(Program):
+    """p(x, z_1:K, s) = p(s) prod_k p(z_k | h_k) p(x | z_1:K)                      (Eqs. 1-3)
+
+        s   ~ p(s)                     what the scene is
+        h   = f(s)                     which object each slot must draw, deterministic
+        z_k ~ p(z_k | h_k)             independent given h
+        x   ~ N(sum_k m_k x_k, sigma)
+
+    Sites `s` (B, 1 | Ds), `h` (deterministic), `z` (B, K | Dz) and `x` (B, 1 | C, H, W), in plates `scenes` at dim -2
+    and `slots` at dim -1.
+
+    Args:
+        decoder: maps a slot to C+1 channels, colours and a mask logit.
+        scene_prior: a module that returns p(s), a Pyro distribution of event shape (Ds,); N(0, I) by default.
+        order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
+        image_scale: sigma of Eq. 3, for images in [0, 1].
+        width: features of a token in f; the slot dimension in the paper.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        *,
+        num_slots: int,
+        slot_dim: int,
+        scene_dim: int,
+        image_scale: float,
+        num_blocks: int = 2,
+        width: int | None = None,
+        scene_prior: nn.Module | None = None,
+        order_net: nn.Module | None = None,
+    ):
+        super().__init__()
+        width = width or slot_dim
+        self.num_slots, self.slot_dim, self.scene_dim = num_slots, slot_dim, scene_dim
+        self.decoder = decoder
+        self.likelihood = GaussianLikelihood(image_scale)
+        self.scene_prior = scene_prior or StandardNormal(scene_dim)
+        self.order_net = order_net or PriorOrder(scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks)
+        self.slot_prior = xavier_(GaussianHead(width, slot_dim))
+
+    def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
+        """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W)."""
+        with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
+            scene = pyro.sample("s", self.scene_prior())
+            with pyro.plate("slots", self.num_slots, dim=-1):
+                prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
+                slots = pyro.sample("z", self.slot_prior(prior_order))
+            return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))  # Eq. 3
+
+    def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
+        """Decode slots into masks and components, and compose them."""
+        return compose(self.decoder(slots))

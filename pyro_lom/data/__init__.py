@@ -1,0 +1,1 @@
+"""Scenes: images with optional labels and factors, on disk and in minibatches."""

@@ -1,0 +1,300 @@
+"""Scenes on disk: one HDF5 file, or a folder of images.
+
+An HDF5 file holds `images` uint8 (N, H, W, C), `labels` uint8 (N, H, W) and `factors/<name>` (N, max_objects), each
+contiguous, so that they are memory-mapped and a data set larger than memory trains at the speed of the disk.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from pyro_lom.errors import UserError
+
+FORMAT = "pyro_lom scenes"
+FORMAT_VERSION = 1
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """Images of scenes and what is known about them; the arrays may be memory maps."""
+
+    images: UInt8[np.ndarray, "N H W C"]
+    """Pixels, 0..255, with 1 or 3 channels."""
+    labels: UInt8[np.ndarray, "N H W"] | None
+    """Entity of each pixel: background entities are 0..num_background-1, objects come after them."""
+    factors: dict[str, Shaped[np.ndarray, "N max_objects"]]
+    """Properties of each object by name."""
+    num_background: int
+    """How many of the labels are background; 0 if there are no labels."""
+    splits: dict[str, range]
+    """Scenes of each split, "train" and perhaps "validation" and "test"."""
+    name: str
+    version: int
+    """Version of the data set called `name`; 0 if unknown."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), as the models see an image."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    def split(self, name: str) -> "Scenes":
+        """The scenes of one split, as views.
+
+        Raises:
+            UserError: there is no split of that name.
+        """
+        if name not in self.splits:
+            raise UserError(f'{self.name} has no split "{name}"; choose one of: {", ".join(self.splits)}')
+        rows = slice(self.splits[name].start, self.splits[name].stop)
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            factors={factor: values[rows] for factor, values in self.factors.items()},
+            splits={name: range(rows.stop - rows.start)},
+        )
+
+
+def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int) -> None:
+    """Write `scenes` to an HDF5 file, all of it or nothing.
+
+    Args:
+        path: the file, replaced if it exists; its folder is made if need be.
+        scenes: what to write.
+        source: where the scenes come from, in words.
+        seed: seed they were made with.
+
+    Raises:
+        UserError: the disk is full, or the file may not be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_file(temporary, scenes, source, seed)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # h5py tells a write that fails on closing as a RuntimeError
+        raise UserError(f"cannot write {path}: {_reason(error)}; make room or name another file") from error
+
+
+def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes:
+    """Open an HDF5 file of scenes, memory-mapped, or read a folder of images.
+
+    A file of another origin needs only `images`. Without split attributes the last tenth (1 to 1000 scenes) is "test"
+    and the rest "train".
+
+    Args:
+        path: the file or folder.
+        size: (height, width) that images of a folder are made to have; an HDF5 file is never resized.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not hold scenes in this layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_image_folder(path, size)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            scenes = _scenes_in(file, path)
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: permission denied; ask its owner or name another file") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises each of them on damage
+        raise UserError(
+            f"cannot read {path}: not an HDF5 file, or truncated or damaged ({_reason(error)}); make or fetch it again"
+        ) from error
+    if size is not None and size != scenes.images.shape[1:3]:
+        raise UserError(
+            f"images in {path} are {_size_text(scenes.images.shape[1:3])}, not {_size_text(size)} (height x width): "
+            "an HDF5 file is not resized; pass a folder of images or a file of that size"
+        )
+    return scenes
+
+
+def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scenes:
+    """Read every PNG and JPEG in a folder into memory as RGB, in order of file name.
+
+    Args:
+        folder: the folder; folders inside it are not searched.
+        size: (height, width). Images are cropped about their centre to its aspect and resized bilinearly.
+            `None` keeps them as they are, which needs all of one size.
+
+    Raises:
+        UserError: there are no images, one is unreadable, or sizes differ and no `size` is given.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"no images in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    height, width = size or _read_rgb(paths[0]).shape[:2]
+    images = np.empty((len(paths), height, width, 3), np.uint8)
+    for index, path in enumerate(paths):
+        image = _read_rgb(path, size)
+        if image.shape != images.shape[1:]:
+            raise UserError(
+                f"images in {folder} differ in size: {paths[0].name} is {_size_text((height, width))}, {path.name} is "
+                f"{_size_text(image.shape[:2])} (height x width); pass the size to bring them all to, such as 64 64"
+            )
+        images[index] = image
+    splits = _default_splits(len(images))
+    return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
+
+
+def _write_file(path: Path, scenes: Scenes, source: str, seed: int) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", data=scenes.images)
+        if scenes.labels is not None:
+            file.create_dataset("labels", data=scenes.labels)
+        for factor, values in scenes.factors.items():
+            file.create_dataset(f"factors/{factor}", data=values)
+        file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, name=scenes.name, version=scenes.version)
+        file.attrs.update(source=source, seed=seed, num_background=scenes.num_background)
+        for split, rows in scenes.splits.items():
+            file.attrs[f"split_{split}"] = [rows.start, rows.stop]
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _scenes_in(file: h5py.File, path: Path) -> Scenes:
+    attributes = file.attrs
+    is_ours = attributes.get("format") == FORMAT
+    if is_ours and attributes["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {attributes['format_version']}, newer than {FORMAT_VERSION}: update pyro_lom"
+        )
+    images = _images_in(file, path)
+    labels = _labels_in(file, path, images.shape[:3])
+    return Scenes(
+        images=images,
+        labels=labels,
+        factors=_factors_in(file, path, len(images)),
+        num_background=0 if labels is None else _num_background_in(attributes, path),
+        splits=_splits_in(attributes, path, len(images)),
+        name=str(attributes["name"]) if is_ours else path.stem,
+        version=int(attributes["version"]) if is_ours else 0,
+    )
+
+
+def _images_in(file: h5py.File, path: Path) -> np.ndarray:
+    images = file.get("images")
+    if not isinstance(images, h5py.Dataset):
+        held = ", ".join(map(str, file)) or "nothing"
+        raise UserError(f'{path} has no data set "images" (it holds {held}); store one, uint8 (N, H, W, C)')
+    if images.ndim != 4:
+        raise UserError(f"images in {path} have shape {images.shape}; expected four axes (N, H, W, C)")
+    if images.dtype != np.uint8:
+        raise UserError(
+            f"images in {path} are {images.dtype}; expected uint8, 0..255: convert them with "
+            "images.clip(0, 255).round().astype('uint8'), after multiplying by 255 if they lie in [0, 1]"
+        )
+    if images.shape[3] not in (1, 3):
+        raise UserError(
+            f"images in {path} have {images.shape[3]} channels (shape {images.shape}); expected 1 or 3 on the last "
+            "axis: images.transpose(0, 2, 3, 1) moves leading channels there"
+        )
+    if len(images) == 0:
+        raise UserError(f"images in {path} are empty (shape {images.shape}); store at least one scene")
+    return _memory_map(images, path)
+
+
+def _labels_in(file: h5py.File, path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    labels = file.get("labels")
+    if labels is None:
+        return None
+    if not isinstance(labels, h5py.Dataset) or labels.shape != shape or labels.dtype != np.uint8:
+        found = f"{labels.dtype} {labels.shape}" if isinstance(labels, h5py.Dataset) else "a group"
+        raise UserError(f"labels in {path} are {found}; expected uint8 {shape}, one per pixel of images")
+    return _memory_map(labels, path)
+
+
+def _factors_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, np.ndarray]:
+    factors = {}
+    for name, values in file.get("factors", {}).items():
+        if not isinstance(values, h5py.Dataset) or values.ndim != 2 or len(values) != num_scenes:
+            found = f"shape {values.shape}" if isinstance(values, h5py.Dataset) else "a group"
+            raise UserError(f"factors/{name} in {path} is {found}; expected an array ({num_scenes}, max_objects)")
+        factors[name] = _memory_map(values, path)
+    return factors
+
+
+def _num_background_in(attributes: h5py.AttributeManager, path: Path) -> int:
+    # A default would decide in silence whether ARI counts the background.
+    if "num_background" not in attributes:
+        raise UserError(
+            f"{path} has labels but no attribute num_background: set it to how many labels, from 0 up, are background"
+        )
+    num_background = attributes["num_background"]
+    if not isinstance(num_background, np.integer) or num_background < 0:
+        raise UserError(f"num_background in {path} is {num_background!r}; expected an integer, 0 or more")
+    return int(num_background)
+
+
+def _splits_in(attributes: h5py.AttributeManager, path: Path, num_scenes: int) -> dict[str, range]:
+    splits = {}
+    for key in map(str, attributes):  # h5py gives names that are not UTF-8 as bytes
+        if not key.startswith("split_"):
+            continue
+        bounds = np.asarray(attributes[key])
+        is_pair = bounds.shape == (2,) and np.issubdtype(bounds.dtype, np.integer)
+        if not is_pair or not 0 <= bounds[0] <= bounds[1] <= num_scenes:
+            raise UserError(f"{key} in {path} is {bounds.tolist()}; expected [start, stop] within 0..{num_scenes}")
+        splits[key.removeprefix("split_")] = range(int(bounds[0]), int(bounds[1]))
+    return splits or _default_splits(num_scenes)
+
+
+def _default_splits(num_scenes: int) -> dict[str, range]:
+    if num_scenes == 1:
+        return {"train": range(1)}
+    num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
+    return {"train": range(num_train), "test": range(num_train, num_scenes)}
+
+
+def _memory_map(dataset: h5py.Dataset, path: Path) -> np.ndarray:
+    """The data set as a read-only memory map, or in memory if it is not stored in one piece of this file."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.chunks is not None or dataset.external is not None:
+        return dataset[()]
+    return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+
+
+def _read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path} ({_reason(error)}); mend or remove it") from error
+    if size is not None and size != (rgb.height, rgb.width):
+        rgb = _centre_crop(rgb, size).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the aspect of `size`."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = (max(round(length * scale), 1) for length in size)
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _size_text(size: tuple[int, ...]) -> str:
+    return "x".join(str(length) for length in size)
+
+
+def _reason(error: Exception) -> str:
+    """One line: h5py's own messages carry dumps of addresses and times."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())

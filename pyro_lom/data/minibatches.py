@@ -1,0 +1,62 @@
+"""Minibatches that depend on the seed and the step alone, so that a resumed run sees what it would have seen."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from pyro_lom.errors import UserError
+
+
+class Minibatches:
+    """`minibatches(step)` is one process's share of the images of one training step.
+
+    Each epoch is a permutation drawn from (seed, epoch), dealt out in steps of `batch_size * world_size` images; what
+    is left over at its end is dropped. Together the processes see the images that one process with the whole batch
+    would.
+
+    Args:
+        images: uint8 (N, H, W, C), an array or a memory map.
+        batch_size: images per process and step.
+        seed: not negative.
+        rank: which of the processes this is.
+        world_size: number of processes.
+
+    Raises:
+        UserError: there are fewer images than one step needs.
+    """
+
+    def __init__(
+        self, images: UInt8[np.ndarray, "N H W C"], batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ):
+        step_size = batch_size * world_size
+        if len(images) < step_size:
+            raise UserError(
+                f"{len(images)} training images are fewer than the {step_size} of one step "
+                f"(batch size {batch_size} on {world_size} devices): lower the batch size or add images"
+            )
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = len(images) // step_size
+        self._step_size = step_size
+        self._first = rank * batch_size
+        self._epoch = -1
+
+    def indices(self, step: int) -> Int[np.ndarray, "B"]:
+        """Rows of `images` that this process sees at `step`."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+            self._epoch = epoch
+        start = step_in_epoch * self._step_size + self._first
+        return self._permutation[start : start + self.batch_size]
+
+    def __call__(self, step: int) -> UInt8[Tensor, "B C H W"]:
+        """Images of `step`, contiguous, on the CPU."""
+        return torch.from_numpy(self.images[self.indices(step)]).permute(0, 3, 1, 2).contiguous()
+
+
+def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """float32 in [0, 1], on the device of `images`."""
+    return images.to(torch.float32) / 255

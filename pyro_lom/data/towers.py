@@ -1,0 +1,92 @@
+"""The embedded data set: small scenes with a relation worth learning, made in seconds from one seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+
+from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
+from pyro_lom.errors import UserError
+
+VERSION = 1
+SIZE = 32
+WALL, FLOOR = 0, 1
+NUM_BACKGROUND = 2
+MAX_BLOCKS = 5
+
+_TRAIN, _VALIDATION, _TEST = 8192, 1024, 2048
+_STACK_ROWS = 24  # rows that the tallest stack may take
+
+
+def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scenes:
+    """Draw `num_scenes` 32x32 RGB scenes: one tower of 1 to `max_blocks` blocks stands on a floor before a wall.
+
+    Blocks of a tower share their height, touch, and shift sideways by at most 3 pixels from one to the next; nothing
+    floats. Colour alone does not tell blocks apart: a block takes the hue of the block below it half of the time,
+    every block is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour.
+
+    Labels are 0 wall, 1 floor, 2.. blocks from the lowest up. Factors, one column per block and 0 where there is
+    none: `present`, `left`, `top`, `width`, `height` in pixels, and `hue` in degrees.
+
+    Raises:
+        UserError: `max_blocks` is not within 1..5.
+    """
+    if not 1 <= max_blocks <= MAX_BLOCKS:
+        raise UserError(f"towers can have 1 to {MAX_BLOCKS} blocks, not max_blocks={max_blocks}")
+    rng = np.random.default_rng((VERSION, seed))
+    n = num_scenes
+
+    def integers(low, high, size):  # both ends included
+        return rng.integers(low, high, size, endpoint=True)
+
+    rows, columns = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
+
+    # Background: a pastel wall above the horizon and a dark floor below it, each with gentle slopes of brightness.
+    horizon = integers(20, 24, n)
+    wall = rng.uniform(0.68, 0.88, (n, 1)) + rng.uniform(-0.07, 0.07, (n, 3))
+    floor = rng.uniform(0.18, 0.36, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
+    slopes = rng.uniform(-0.12, 0.12, (n, 2, 1, 1, 1))
+    across, down = (columns / (SIZE - 1) - 0.5)[..., None], (rows / (SIZE - 1) - 0.5)[..., None]
+    wall_image = wall[:, None, None] + slopes[:, 0] * across + slopes[:, 1] * down
+    floor_image = floor[:, None, None] * (1 + 1.2 * down)
+    is_floor = rows >= horizon[:, None, None]
+    images = np.where(is_floor[..., None], floor_image, wall_image)
+    labels = np.where(is_floor, FLOOR, WALL).astype(np.uint8)
+
+    # The tower.
+    tallest = _STACK_ROWS // max_blocks
+    num_blocks = integers(1, max_blocks, n)
+    foot = integers(25, 29, n)  # first row below the tower; always below the horizon
+    height = integers(3 * tallest // 4, tallest, n)
+    centre = integers(12, 20, n)
+    factors = {name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")}
+    hue = rng.uniform(0, 130, n)
+    for k in range(max_blocks):
+        present = k < num_blocks
+        width = integers(8, 13, n)
+        if k > 0:
+            centre = np.clip(centre + integers(-3, 3, n), 8, SIZE - 8)
+            hue = np.where(rng.random(n) < 0.5, hue, rng.uniform(0, 130, n))
+        saturation, value = rng.uniform(0.8, 0.95, n), rng.uniform(0.85, 1.0, n)
+        left, top = centre - width // 2, foot - (k + 1) * height
+        inside_rows = (rows >= top[:, None, None]) & (rows < (top + height)[:, None, None])
+        inside = inside_rows & (columns >= left[:, None, None]) & (columns < (left + width)[:, None, None])
+        inside &= present[:, None, None]
+        shade = 1 - 0.35 * (rows - top[:, None, None]) / (height - 1)[:, None, None]
+        colour = hsv_to_rgb(np.stack([hue / 360, saturation, value], -1))
+        images = np.where(inside[..., None], colour[:, None, None] * shade[..., None], images)
+        labels = np.where(inside, NUM_BACKGROUND + k, labels).astype(np.uint8)
+        for name, values in dict(present=1, left=left, top=top, width=width, height=height, hue=hue).items():
+            factors[name][:, k] = present * values
+
+    images = (images.clip(0, 1) * 255).round().astype(np.uint8)
+    return Scenes(
+        images=images,
+        labels=labels,
+        factors=factors,
+        num_background=NUM_BACKGROUND,
+        splits={"train": range(n)},
+        name="towers",
+        version=VERSION,
+    )

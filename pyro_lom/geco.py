@@ -1,0 +1,195 @@
+"""GECO: the ELBO as a minimisation of the KL under a constraint on the reconstruction (Rezende & Viola, 2018; A.4.2).
+
+One convention throughout: *error* and *target* are normalised negative log-likelihoods in nats per scene, and the
+constraint is met when error <= target. The two published rules differ in what the multiplier multiplies.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.elbo import Terms, TraceScene_ELBO
+from pyro_lom.errors import UserError
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Target(NamedTuple):
+    """The reconstruction error to reach, for the Gaussian likelihood of Eq. 3."""
+
+    nats: float  # error to reach, nats per scene
+    floor: float  # error of a perfect reconstruction, nats per scene
+    image_scale: float  # sigma
+    num_values: int  # C H W
+
+    @classmethod
+    def from_rmse(cls, rmse: float, *, image_scale: float, image_shape: tuple[int, int, int]) -> "Target":
+        """From a root mean squared error per pixel and channel, for images in [0, 1].
+
+        Raises:
+            UserError: no reconstruction can reach it.
+        """
+        if not rmse > 0:
+            raise UserError(f"the reconstruction target must be an RMSE above 0, not {rmse}: nothing can reach it")
+        num_values = math.prod(image_shape)
+        floor = (math.log(image_scale) + _HALF_LOG_2PI) * num_values
+        return cls(floor + num_values * rmse**2 / (2 * image_scale**2), floor, image_scale, num_values)
+
+    @classmethod
+    def from_paper(cls, value: float, *, image_scale: float, image_shape: tuple[int, int, int]) -> "Target":
+        """From the paper's unit: nats per pixel and channel, without the constant (1/2) log 2 pi (A.4.2).
+
+        Raises:
+            UserError: the value is not above log(image_scale), the error of a perfect reconstruction.
+        """
+        excess = value - math.log(image_scale)
+        if excess <= 0:
+            raise UserError(
+                f"the GECO target {value} cannot be reached: with image_scale {image_scale} a perfect reconstruction has "
+                f"{math.log(image_scale):.6f} nats per pixel and channel; choose a larger one"
+            )
+        return cls.from_rmse(math.sqrt(2 * excess) * image_scale, image_scale=image_scale, image_shape=image_shape)
+
+    def rmse(self, error: float) -> float:
+        """The RMSE per pixel and channel, in [0, 1], at which the expected error is `error` nats per scene."""
+        return math.sqrt(max(error - self.floor, 0.0) * 2 * self.image_scale**2 / self.num_values)
+
+
+class FreeNats(NamedTuple):
+    """A floor under a site's KL per scene, in nats (Eq. 26): `nats`, then `final_nats` from update `final_from` on."""
+
+    nats: float
+    final_nats: float
+    final_from: int
+
+    @classmethod
+    def constant(cls, nats: float) -> "FreeNats":
+        return cls(nats, nats, 0)
+
+
+class Geco(TraceScene_ELBO, nn.Module):
+    """An ELBO whose loss balances error and KL by a multiplier; `Geco(...)(model, guide)` is an `ELBOModule`.
+
+    The state (multiplier, moving average of the error, number of updates) lives in buffers. The loss never changes it;
+    `update` does, once a step, with the error averaged over all processes.
+
+    Args:
+        target: the error to reach.
+        step_size, speedup: of the multiplier's update; `speedup` multiplies the step once the constraint is met.
+        free_nats: by site name.
+        goal_relative: divide the constraint by the target's distance from a perfect reconstruction and clamp it to
+            [-1, 1], so that step sizes mean the same for every image size. A departure from both published rules, for
+            short trainings.
+        initial, bounds: of the multiplier's parameter.
+        ema_decay: of the moving average of the error.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        step_size: float,
+        speedup: float,
+        initial: float,
+        bounds: tuple[float, float],
+        free_nats: dict[str, FreeNats] | None = None,
+        goal_relative: bool = False,
+        ema_decay: float = 0.99,
+    ):
+        nn.Module.__init__(self)
+        TraceScene_ELBO.__init__(self)
+        self.target = target
+        self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
+        self.free_nats = free_nats or {}
+        self.goal_relative = goal_relative
+        self.ema_decay = ema_decay
+        self.register_buffer("parameter", torch.tensor(float(initial)))
+        self.register_buffer("error_ema", torch.zeros(()))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+
+    @property
+    def multiplier(self) -> Float[Tensor, ""]:
+        """The weight that the subclass's first line names."""
+        return self.parameter
+
+    def error(self, terms: Terms) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood, nats per scene."""
+        return -sum(terms.log_likelihood.values()).mean()
+
+    def kl(self, terms: Terms) -> Float[Tensor, ""]:
+        """Mean KL over scenes, each site's held above its free nats scene by scene (Eq. 26)."""
+        total = 0.0
+        for name, kl in terms.kl.items():
+            if name in self.free_nats:
+                nats, final_nats, final_from = self.free_nats[name]
+                kl = kl.clamp_min(torch.where(self.num_updates >= final_from, final_nats, nats))
+            total = total + kl.mean()
+        return total
+
+    def combine(self, terms: Terms) -> Float[Tensor, ""]:
+        """The loss of these terms under the present multiplier."""
+        raise NotImplementedError("a rule says what its multiplier multiplies")
+
+    def differentiable_loss(self, model, guide, *args, **kwargs) -> Float[Tensor, ""]:
+        return self.combine(self.terms(model, guide, *args, **kwargs))
+
+    @torch.no_grad()
+    def update(self, error: Float[Tensor, ""]) -> None:
+        """Move the multiplier by the error of this step, nats per scene; no host synchronisation."""
+        decay = torch.where(self.num_updates == 0, 0.0, self.ema_decay)
+        self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
+        slack = self.target.nats - self.error_ema  # positive once the constraint is met
+        if self.goal_relative:
+            slack = (slack / (self.target.nats - self.target.floor)).clamp(-1, 1)
+        step = self.step_size * torch.where(slack > 0, self.speedup, 1.0) * slack
+        self.parameter.copy_(self._moved(step).clamp(*self.bounds))
+        self.num_updates += 1
+
+    def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        raise NotImplementedError("a rule says how its parameter moves")
+
+
+class MultiplicativeGeco(Geco):
+    """GENESIS's rule: the multiplier is on the KL, and grows by a factor while the constraint is met.
+
+        loss = error + beta KL,    beta <- beta exp(step_size (target - ema of error))
+
+    Published: beta from 1 within [1e-10, 1e10], speed-up 10, step size 1e-5 (1e-6 in the LOM paper) times 64^2 / side^2.
+    A beta below 1 is no bound on the likelihood; it equals a smaller image_scale.
+    """
+
+    def __init__(self, target: Target, *, initial: float = 1.0, bounds=(1e-10, 1e10), **options):
+        super().__init__(target, initial=initial, bounds=bounds, **options)
+
+    def combine(self, terms: Terms) -> Float[Tensor, ""]:
+        return self.error(terms) + self.multiplier * self.kl(terms)
+
+    def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return self.parameter * step.exp()
+
+
+class AdditiveGeco(Geco):
+    """EMORL's rule: the multiplier is on the error, and falls towards 1 while the constraint is met.
+
+        loss = KL + softplus(b) (error - target),    b <- b - step_size (target - ema of error)
+
+    Published: b from 0.55 and never below it, where softplus(b) = 1.0055, so that the loss ends as an ELBO; step size
+    1e-6, speed-up by data set.
+    """
+
+    def __init__(self, target: Target, *, initial: float = 0.55, bounds=(0.55, math.inf), **options):
+        super().__init__(target, initial=initial, bounds=bounds, **options)
+
+    @property
+    def multiplier(self) -> Float[Tensor, ""]:
+        return F.softplus(self.parameter)
+
+    def combine(self, terms: Terms) -> Float[Tensor, ""]:
+        return self.kl(terms) + self.multiplier * (self.error(terms) - self.target.nats)
+
+    def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return self.parameter - step

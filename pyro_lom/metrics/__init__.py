@@ -1,0 +1,1 @@
+"""How good segmentations and samples are."""

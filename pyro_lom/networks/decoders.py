@@ -1,0 +1,64 @@
+"""Decoders: every slot, alone, to the channels of an image (colours and one mask logit)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.networks.stick_breaking import pixel_grid
+
+
+class DeconvolutionDecoder(nn.Module):
+    """GENESIS-v2's decoder: the slot broadcast over a grid of size/16 with coordinates, then four deconvolutions."""
+
+    def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int):
+        super().__init__()
+        self.register_buffer("grid", pixel_grid(size // 16, size // 16), persistent=False)
+        layers = []
+        for in_channels in (slot_dim + 2, width, width, width):
+            layers += [
+                nn.ConvTranspose2d(in_channels, width, 5, stride=2, padding=2, output_padding=1),
+                nn.GroupNorm(8, width),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, out_channels, 1))
+
+    def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
+        flat = slots.reshape(-1, slots.shape[-1])
+        broadcast = flat[..., None, None].expand(-1, -1, *self.grid.shape[-2:])
+        grid = self.grid.expand(len(flat), -1, -1, -1)
+        return self.layers(torch.cat([broadcast, grid], dim=1)).unflatten(0, slots.shape[:-1])
+
+
+class SeparableDecoder(nn.Module):
+    """A decoder for small images: each channel is a sum of products of a profile of rows and a profile of columns.
+
+        out_c(y, x) = b_c(slot) + sum_r w_cr v_r(y; slot) u_r(x; slot),    r = 1..rank
+
+    The profiles are multilayer perceptrons of the slot and a learned embedding of the row or column. Sharp edges along
+    the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's convolutions).
+    """
+
+    def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int, rank: int = 16):
+        super().__init__()
+        self.slot = nn.Linear(slot_dim, 2 * width)
+        # Row or column y switches unit j on at slope_j (y - offset_j): kinks spread over the image from the start.
+        slope, offset = torch.empty(2, 1, 2 * width).uniform_(-4, 4), torch.empty(1, 2 * width).uniform_(-1, 1)
+        self.place = nn.Parameter(slope[0] * (torch.linspace(-1, 1, size)[:, None] - offset))
+        self.rows = self._profile(width, rank)
+        self.columns = self._profile(width, rank)
+        self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))
+        self.weight = nn.Parameter(torch.randn(out_channels, rank) / rank**0.5)
+
+    @staticmethod
+    def _profile(width: int, rank: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, rank))
+
+    def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
+        rows, columns = (self.slot(slots).unsqueeze(-2) + self.place).chunk(2, dim=-1)  # (*batch, size, width)
+        rows, columns = self.rows(rows), self.columns(columns)  # (*batch, size, rank)
+        weighted = rows.unsqueeze(-3) * self.weight.unsqueeze(-2)  # (*batch, out, H, rank)
+        image = weighted @ columns.transpose(-1, -2).unsqueeze(-3)
+        return image + self.bias(slots)[..., None, None]
+
+
+DECODERS = {"deconvolution": DeconvolutionDecoder, "separable": SeparableDecoder}

@@ -1,0 +1,212 @@
+"""Run folders: everything a run wrote, and all it needs to start again."""
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyro_lom.errors import UserError
+
+_KEPT_CHECKPOINTS = 2
+
+
+class Run:
+    """A folder `runs/00012-NAME-seed0/`: configuration, environment, log, metrics, checkpoints, figures, summary.
+
+    Files are written to a temporary name and renamed, so that a reader, or a run that was killed, never meets half of
+    one. A checkpoint is a folder of safetensors and JSON: loading one cannot run code.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str, config: dict) -> "Run":
+        """A new numbered folder under `runs_dir`, with `config.json` and `environment.json`."""
+        runs_dir = Path(runs_dir)
+        with _told(runs_dir):
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            while True:
+                numbers = [int(found[0]) for p in runs_dir.iterdir() if (found := re.match(r"\d{5}(?=-)", p.name))]
+                folder = runs_dir / f"{max(numbers, default=-1) + 1:05d}-{name}"
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:  # another process took the number
+                    continue
+        run = cls(folder)
+        run.write_json("config.json", config)
+        run.write_json("environment.json", _environment())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UserError: `folder` holds no `config.json`.
+        """
+        run = cls(folder)
+        if not (run.folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a run folder: it has no config.json; name one like runs/00000-...")
+        return run
+
+    @property
+    def figures(self) -> Path:
+        (self.folder / "figures").mkdir(exist_ok=True)
+        return self.folder / "figures"
+
+    def read_json(self, name: str) -> dict:
+        """Raises UserError when the file is missing or is not JSON."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+
+    def write_json(self, name: str, content: dict) -> None:
+        path = self.folder / name
+        with _told(path):
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            os.replace(temporary, path)
+
+    def log(self, line: str) -> None:
+        self._append("log.txt", line)
+
+    def log_metrics(self, metrics: dict) -> None:
+        self._append("metrics.jsonl", json.dumps(metrics))
+
+    def metrics(self) -> list[dict]:
+        """The logged metrics, a dict a log step. A resumed run logs some steps again: the last word counts."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return list({row["step"]: row for row in map(json.loads, lines)}.values())
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget metrics of steps after `step`, from which the run goes on."""
+        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        path = self.folder / "metrics.jsonl"
+        with _told(path):
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+
+    def save_checkpoint(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict) -> Path:
+        """Write `checkpoints/step-00001000/`, then drop all but the last two."""
+        folder = self.folder / "checkpoints" / f"step-{step:08d}"
+        temporary = folder.with_name(folder.name + ".tmp")
+        with _told(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            try:
+                save_file(_contiguous(weights), temporary / "weights.safetensors")
+                save_file(_contiguous(optimizer), temporary / "optimizer.safetensors")
+                (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+                for path in temporary.iterdir():
+                    _sync(path)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(temporary, folder)
+                _sync(folder.parent)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        for old in self.checkpoints()[:-_KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("checkpoints/step-*") if p.suffix != ".tmp")
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+        """Weights, optimiser tensors and state of the last checkpoint.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        if not self.checkpoints():
+            raise UserError(f"{self.folder} has no checkpoint to start from")
+        folder = self.checkpoints()[-1]
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"the checkpoint {folder} is damaged ({error}); remove it to go on from the one before") from error
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.folder / name
+        with _told(path), path.open("a") as file:
+            file.write(line + "\n")
+
+
+def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load `weights` into `module`, all of them and nothing else.
+
+    Raises:
+        UserError: they belong to another architecture; names the first tensor that differs.
+    """
+    own = module.state_dict()
+    for name in [*own, *weights]:
+        here, there = own.get(name), weights.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            found = "nothing" if there is None else f"shape {tuple(there.shape)}"
+            wanted = "nothing" if here is None else f"shape {tuple(here.shape)}"
+            raise UserError(
+                f"the checkpoint in {source} is of another architecture: at {name!r} the model has {wanted}, the "
+                f"checkpoint {found}; use the preset and the options of that run"
+            )
+    module.load_state_dict(weights)
+
+
+class _told:
+    """Turns a full disk or a forbidden path into one line that names it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        no_space = isinstance(error, SafetensorError) and "No space left" in str(error)
+        if no_space or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise UserError(f"cannot write {self.path}: the disk is full; make room and resume the run") from error
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _environment() -> dict:
+    root = Path(__file__).parent.parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
+    packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
+    return {
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    }

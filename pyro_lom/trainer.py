@@ -1,0 +1,293 @@
+"""The training loop: minibatches in, run folder out; it stops cleanly and goes on exactly where it stopped."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.objective import Objective
+from pyro_lom.runs import Run, load_weights
+from pyro_lom.types import OrderlessPosterior
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training. The paper has one, of both pairs; a short training may take the pairs in turn.
+
+    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `prepare` runs once, when the
+    phase begins.
+    """
+
+    steps: int
+    batch_size: int  # scenes a step, on each device
+    learning_rate: float
+    warmup_steps: int = 0  # linear, from 0
+    decay: Literal["none", "linear", "halving"] = "none"
+    pairs: tuple[str, ...] | None = None
+    prepare: Callable[[], None] | None = None
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the phase's own step 0, 1, ...
+
+        "linear" falls to a fiftieth over the second half; "halving" is continuous, by a half every 100,000 steps after
+        the warm-up.
+        """
+        factor = 1.0
+        if self.decay == "linear":
+            factor = min(1.0, max(0.02, 2 * (1 - step / self.steps)))
+        elif self.decay == "halving":
+            factor = 0.5 ** (max(0, step - self.warmup_steps) / 100_000)
+        return self.learning_rate * factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+class NonFiniteLoss(Exception):
+    """A term of the objective became NaN or infinite."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and saved itself."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+        self.signal_number, self.step = signal_number, step
+
+
+class Trainer:
+    """Maximises an objective, phase after phase, and keeps `run` up to date.
+
+    All randomness derives from (seed, rank, step) and minibatches from (seed, epoch), so that a run which was stopped
+    or killed and is resumed ends, on the same machine and threads, in the same weights bit for bit.
+
+    Args:
+        images: uint8 (N, H, W, C) array, the training split.
+        preview: called with the step every `preview_every` steps, on rank 0; draws figures.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        objective: Objective,
+        images: np.ndarray,
+        phases: list[Phase],
+        run: Run,
+        *,
+        seed: int,
+        clip_norm: float | None = None,
+        log_every: int = 50,
+        checkpoint_every: int = 1000,
+        preview_every: int | None = None,
+        preview: Callable[[int], None] | None = None,
+    ):
+        self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
+        self.seed, self.clip_norm = seed, clip_norm
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.preview_every, self.preview = preview_every, preview
+        self.num_steps = sum(phase.steps for phase in phases)
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent training, over all sessions of the run
+        self.images_seen = 0
+        self._optimizer_tensors: dict[str, Tensor] | None = None
+        self._stop_signal = 0
+
+    def resume(self) -> None:
+        """Take up the run's last checkpoint."""
+        weights, self._optimizer_tensors, state = self.run.load_checkpoint()
+        load_weights(self.objective, weights, self.run.folder)
+        self.step, self.seconds, self.images_seen = state["step"], state["seconds"], state["images_seen"]
+        if self.fabric.is_global_zero:
+            self.run.truncate_metrics(self.step)
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM arrived; the run was saved.
+            NonFiniteLoss: names the step, the site and the last good checkpoint.
+        """
+        handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        terminal = sys.stderr.isatty()
+        self.progress = tqdm(
+            total=self.num_steps,
+            initial=self.step,
+            disable=not self.fabric.is_global_zero,
+            mininterval=0.5 if terminal else 15,
+            dynamic_ncols=True,
+            unit="step",
+            bar_format="{desc} {n_fmt}/{total_fmt} {bar:12} {elapsed}<{remaining} {postfix}",
+        )
+        try:
+            start = 0
+            for phase in self.phases:
+                if self.step < start + phase.steps:
+                    self._fit_phase(phase, start)
+                start += phase.steps
+            self._save()
+        finally:
+            self.progress.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _fit_phase(self, phase: Phase, start: int) -> None:
+        names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
+        for name, pair in self.objective.pairs.items():
+            pair.requires_grad_(name in names)
+        if self.step == start and phase.prepare is not None:
+            phase.prepare()
+        fabric = self.fabric
+        batches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
+        cache = None if "orderless" in names else self._infer_all(phase.batch_size)
+        module, optimizer = self._set_up(phase)
+        self.progress.set_description_str("+".join(names), refresh=False)
+
+        self._begin_window()
+        for self.step in range(self.step, start + phase.steps):
+            self._seed(self.step)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate_at(self.step - start)
+            indices = batches.indices(self.step)
+            images = to_float(fabric.to_device(batches.gather(indices)))
+            orderless = None if cache is None else OrderlessPosterior(cache.loc[indices], cache.scale[indices])
+            evaluation = module(images, orderless=orderless, only=names)
+            optimizer.zero_grad()
+            fabric.backward(evaluation.loss)
+            if self.clip_norm is not None:
+                fabric.clip_gradients(module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
+            optimizer.step()
+            self.objective.update({name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()})
+            self._note_non_finite(evaluation.terms)
+
+            self.step += 1
+            self.images_seen += phase.batch_size * fabric.world_size
+            self.progress.update()
+            last = self.step == start + phase.steps
+            if self.step % self.log_every == 0 or last or self._stop_signal:
+                self._log(evaluation, names, optimizer)
+            if self._stop_signal:
+                self._save(optimizer)
+                raise Interrupted(self._stop_signal, self.step)
+            if self.step % self.checkpoint_every == 0 and not last:
+                self._save(optimizer)
+            if self.preview is not None and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
+                self._count_time()
+                self.preview(self.step)
+                self._begin_window()
+        self._optimizer_tensors = None  # the next phase begins with a fresh optimiser
+
+    def _set_up(self, phase: Phase):
+        named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam([p for _, p in named], lr=phase.learning_rate, fused=True)
+        self._trained_names = [name for name, _ in named]
+        module, optimizer = self.fabric.setup(self.objective, optimizer)
+        if self._optimizer_tensors:
+            saved: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in self._optimizer_tensors.items():
+                name, slot = key.rsplit("/", 1)
+                saved.setdefault(self._trained_names.index(name), {})[slot] = tensor
+            optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+        return module, optimizer
+
+    @torch.no_grad()
+    def _infer_all(self, batch_size: int) -> OrderlessPosterior:
+        """The orderless posterior of every training image, once, while the orderless pair stands still."""
+        self._seed("orderless posteriors")
+        guide, parts = self.objective.pairs["orderless"].guide, []
+        for first in range(0, len(self.images), batch_size):
+            images = torch.as_tensor(np.ascontiguousarray(self.images[first : first + batch_size]))
+            inferred = guide.infer(to_float(self.fabric.to_device(images.permute(0, 3, 1, 2))))
+            parts.append((inferred.loc, inferred.scale))
+        return OrderlessPosterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _seed(self, moment: int | str) -> None:
+        key = moment if isinstance(moment, int) else int.from_bytes(moment.encode(), "big")
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, self.fabric.global_rank, key)).generate_state(1)[0]))
+
+    def _ask_to_stop(self, number: int, frame) -> None:
+        self._stop_signal = number
+
+    # Bookkeeping. Tensors are read back at log steps only.
+
+    def _begin_window(self) -> None:
+        self._window_start, self._window_images = time.perf_counter(), self.images_seen
+        self._first_bad: Tensor | None = None
+
+    def _count_time(self) -> float:
+        """Add the time since the last call to the run's; returns images per second over it."""
+        now = time.perf_counter()
+        elapsed = now - self._window_start
+        rate = (self.images_seen - self._window_images) / elapsed
+        self.seconds += elapsed
+        self._window_start, self._window_images = now, self.images_seen
+        return rate
+
+    def _note_non_finite(self, terms: dict[str, Tensor]) -> None:
+        bad = ~torch.isfinite(torch.stack(list(terms.values())))
+        if self._first_bad is None:
+            self._first_bad = torch.full(bad.shape, -1, device=bad.device)
+        self._first_bad = torch.where((self._first_bad < 0) & bad, self.step, self._first_bad)
+
+    def _check_finite(self, names: list[str]) -> None:
+        first = {name: step for name, step in zip(names, self._first_bad.tolist(), strict=True) if step >= 0}
+        if first:
+            step = min(first.values())
+            site = next(name for name in names if first.get(name) == step)
+            saved = self.run.checkpoints()
+            where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            raise NonFiniteLoss(f"the loss is not finite: site {site} first became NaN or infinite in step {step}; {where}")
+
+    def _log(self, evaluation, names: tuple[str, ...], optimizer) -> None:
+        self._check_finite(list(evaluation.terms))
+        rate = self._count_time()
+        metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
+        metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics["loss"] = evaluation.loss.item()
+        metrics |= {name: value.item() for name, value in evaluation.terms.items()}
+        for name in names:
+            elbo = self.objective.pairs[name].elbo
+            metrics[f"{name}/rmse"] = elbo.target.rmse(evaluation.errors[name].item())
+            metrics[f"{name}/rmse_target"] = elbo.target.rmse(elbo.target.nats)
+            metrics[f"{name}/multiplier"] = elbo.multiplier.item()
+        if self.fabric.is_global_zero:
+            self.run.log_metrics(metrics)
+            self.progress.set_postfix_str(progress_line(metrics, names), refresh=False)
+
+    def _save(self, optimizer=None) -> None:
+        tensors = {}
+        if optimizer is not None:
+            for index, slots in optimizer.state_dict()["state"].items():
+                for slot, value in slots.items():
+                    tensors[f"{self._trained_names[index]}/{slot}"] = torch.as_tensor(value)
+        if self.fabric.is_global_zero:
+            self.run.save_checkpoint(
+                self.step,
+                self.objective.state_dict(),
+                tensors,
+                {"seconds": self.seconds, "images_seen": self.images_seen},
+            )
+
+
+def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:
+    """What a person watches: speed, each pair's reconstruction against its target, its KLs and its multiplier."""
+    parts = [f"{metrics['images_per_second']:.0f} img/s"]
+    for name in names:
+        rmse, target = metrics[f"{name}/rmse"], metrics[f"{name}/rmse_target"]
+        kls = [
+            f"{key.removeprefix(name + '/')} {value:.0f}"
+            for key, value in metrics.items()
+            if key.startswith(name + "/") and key.split("/")[1] not in ("x", "rmse", "rmse_target", "multiplier")
+        ]
+        parts.append(f"{name} rmse {rmse:.3f}/{target:.3f} KL {' '.join(kls)} beta {metrics[f'{name}/multiplier']:.2g}")
+    return " | ".join(parts)
+
+
+def is_finite(value: float) -> bool:
+    return math.isfinite(value)
