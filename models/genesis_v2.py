@@ -22,7 +22,7 @@ class GenesisV2(Program):
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float):
         super().__init__()
-        self.num_slots = num_slots
+        self.num_slots, self.slot_dim = num_slots, slot_dim
         self.decoder = decoder
         self.likelihood = GaussianLikelihood(image_scale)
         self.register_buffer("prior_loc", torch.zeros(slot_dim))

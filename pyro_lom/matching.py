@@ -22,7 +22,9 @@ def greedy_matching(
     for i in range(cost.shape[-2]):
         nearest = cost[..., i, :].argmin(-1, keepdim=True)
         places.append(nearest)
-        cost = torch.where((index == nearest).unsqueeze(-2), torch.inf, cost)  # no one_hot: it would wait for the device
+        cost = torch.where(
+            (index == nearest).unsqueeze(-2), torch.inf, cost
+        )  # no one_hot: it would wait for the device
     return torch.cat(places, dim=-1)
 
 

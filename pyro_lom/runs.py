@@ -142,7 +142,9 @@ class Run:
             state = json.loads((folder / "state.json").read_text())
             return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"the checkpoint {folder} is damaged ({error}); remove it to go on from the one before") from error
+            raise UserError(
+                f"the checkpoint {folder} is damaged ({error}); remove it to go on from the one before"
+            ) from error
 
     def _append(self, name: str, line: str) -> None:
         path = self.folder / name
@@ -200,7 +202,9 @@ def _sync(path: Path) -> None:
 
 def _environment() -> dict:
     root = Path(__file__).parent.parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
     return {
         "commit": git.stdout.strip() or None,

@@ -1,6 +1,5 @@
 """The training loop: minibatches in, run folder out; it stops cleanly and goes on exactly where it stopped."""
 
-import math
 import signal
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
@@ -145,7 +144,7 @@ class Trainer:
             phase.prepare()
         fabric = self.fabric
         batches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
-        cache = None if "orderless" in names else self._infer_all(phase.batch_size)
+        cache = None if "orderless" in names else self._infer_all()
         module, optimizer = self._set_up(phase)
         self.progress.set_description_str("+".join(names), refresh=False)
 
@@ -154,16 +153,20 @@ class Trainer:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
-            indices = batches.indices(self.step)
-            images = to_float(fabric.to_device(batches.gather(indices)))
-            orderless = None if cache is None else OrderlessPosterior(cache.loc[indices], cache.scale[indices])
+            images = to_float(fabric.to_device(batches(self.step)))
+            orderless = None
+            if cache is not None:
+                rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)
+                orderless = OrderlessPosterior(cache.loc[rows], cache.scale[rows])
             evaluation = module(images, orderless=orderless, only=names)
             optimizer.zero_grad()
             fabric.backward(evaluation.loss)
             if self.clip_norm is not None:
                 fabric.clip_gradients(module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
             optimizer.step()
-            self.objective.update({name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()})
+            self.objective.update(
+                {name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()}
+            )
             self._note_non_finite(evaluation.terms)
 
             self.step += 1
@@ -177,7 +180,12 @@ class Trainer:
                 raise Interrupted(self._stop_signal, self.step)
             if self.step % self.checkpoint_every == 0 and not last:
                 self._save(optimizer)
-            if self.preview is not None and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
+            if (
+                self.preview is not None
+                and self.preview_every
+                and self.step % self.preview_every == 0
+                and fabric.is_global_zero
+            ):
                 self._count_time()
                 self.preview(self.step)
                 self._begin_window()
@@ -197,12 +205,12 @@ class Trainer:
         return module, optimizer
 
     @torch.no_grad()
-    def _infer_all(self, batch_size: int) -> OrderlessPosterior:
+    def _infer_all(self, batch_size: int = 256) -> OrderlessPosterior:
         """The orderless posterior of every training image, once, while the orderless pair stands still."""
         self._seed("orderless posteriors")
         guide, parts = self.objective.pairs["orderless"].guide, []
         for first in range(0, len(self.images), batch_size):
-            images = torch.as_tensor(np.ascontiguousarray(self.images[first : first + batch_size]))
+            images = torch.from_numpy(self.images[first : first + batch_size].copy())
             inferred = guide.infer(to_float(self.fabric.to_device(images.permute(0, 3, 1, 2))))
             parts.append((inferred.loc, inferred.scale))
         return OrderlessPosterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -242,7 +250,9 @@ class Trainer:
             site = next(name for name in names if first.get(name) == step)
             saved = self.run.checkpoints()
             where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise NonFiniteLoss(f"the loss is not finite: site {site} first became NaN or infinite in step {step}; {where}")
+            raise NonFiniteLoss(
+                f"the loss is not finite: site {site} first became NaN or infinite in step {step}; {where}"
+            )
 
     def _log(self, evaluation, names: tuple[str, ...], optimizer) -> None:
         self._check_finite(list(evaluation.terms))
@@ -287,7 +297,3 @@ def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:
         ]
         parts.append(f"{name} rmse {rmse:.3f}/{target:.3f} KL {' '.join(kls)} beta {metrics[f'{name}/multiplier']:.2g}")
     return " | ".join(parts)
-
-
-def is_finite(value: float) -> bool:
-    return math.isfinite(value)

@@ -1,6 +1,6 @@
 """The embedded data set: small scenes with a relation worth learning, made in seconds from one seed."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,9 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
     foot = integers(25, 29, n)  # first row below the tower; always below the horizon
     height = integers(3 * tallest // 4, tallest, n)
     centre = integers(12, 20, n)
-    factors = {name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")}
+    factors = {
+        name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")
+    }
     hue = rng.uniform(0, 130, n)
     for k in range(max_blocks):
         present = k < num_blocks
@@ -90,3 +92,26 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
         name="towers",
         version=VERSION,
     )
+
+
+def ensure_towers(path: str | Path) -> Scenes:
+    """The data set's own file, made (again) where it is missing, damaged or of another version.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        scenes = read_scenes(path)
+        if scenes.name == "towers" and scenes.version == VERSION:
+            return scenes
+    except UserError:
+        pass
+    total = _TRAIN + _VALIDATION + _TEST
+    splits = {
+        "train": range(_TRAIN),
+        "validation": range(_TRAIN, _TRAIN + _VALIDATION),
+        "test": range(_TRAIN + _VALIDATION, total),
+    }
+    write_scenes(path, replace(make_towers(total), splits=splits), source="pyro_lom.data.towers", seed=0)
+    return read_scenes(path)

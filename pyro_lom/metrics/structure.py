@@ -65,7 +65,9 @@ def _tower_stands(image: np.ndarray, segments: np.ndarray, max_blocks: int) -> b
     sizes = np.bincount(segments.ravel())
     mean_chroma = np.bincount(segments.ravel(), chroma.ravel()) / sizes.clip(1)
     is_block = (sizes >= MIN_PIXELS) & (mean_chroma > MIN_CHROMA)
-    blocks = [(box, size) for box, size, block in zip(find_objects(segments + 1), sizes, is_block, strict=True) if block]
+    blocks = [
+        (box, size) for box, size, block in zip(find_objects(segments + 1), sizes, is_block, strict=True) if block
+    ]
     if not 1 <= len(blocks) <= max_blocks:
         return False
     blocks.sort(key=lambda block: -block[0][0].stop)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution without bias, group normalisation, ReLU."""
+    """Convolution without bias, group normalisation, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
             nn.GroupNorm(8, out_channels),
             nn.ReLU(inplace=True),
         )
@@ -24,11 +24,15 @@ class UNet(nn.Module):
     """Features at full resolution, with skips and a fully connected bottleneck that sees the whole image.
 
     `log2(size) - 1` levels halve the resolution between them; the first two have `width` channels, the others twice
-    as many.
+    as many. With `stem_stride` 2 all of this happens at half the size, after a 5x5 convolution of that stride.
     """
 
-    def __init__(self, size: int, *, in_channels: int, width: int):
+    def __init__(self, size: int, *, in_channels: int, width: int, stem_stride: int = 1):
         super().__init__()
+        self.stem = nn.Identity()
+        if stem_stride > 1:
+            self.stem = ConvBlock(in_channels, width, kernel_size=5, stride=stem_stride)
+            in_channels, size = width, size // stem_stride
         num_levels = int(math.log2(size)) - 1
         channels = [width, width] + [2 * width] * (num_levels - 2)
         self.down = nn.ModuleList(ConvBlock(i, o) for i, o in pairwise([in_channels, *channels]))
@@ -38,11 +42,16 @@ class UNet(nn.Module):
         bottleneck = channels[-1] * (size // 2 ** (num_levels - 1)) ** 2
         hidden = 2 * width
         self.mlp = nn.Sequential(
-            nn.Linear(bottleneck, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, bottleneck), nn.ReLU()
+            nn.Linear(bottleneck, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, bottleneck),
+            nn.ReLU(),
         )
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width H W"]:
-        features, skips = images, []
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width h w"]:
+        features, skips = self.stem(images), []
         for level, block in enumerate(self.down):
             features = block(features if level == 0 else F.interpolate(features, scale_factor=0.5))
             skips.append(features)

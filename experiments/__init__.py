@@ -1,0 +1,1 @@
+"""Commands, presets, and the pairing of system names with models and guides."""

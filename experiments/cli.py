@@ -1,0 +1,66 @@
+"""What every command does alike: options from dataclasses, mistakes told in one line, exit codes.
+
+Exit codes: 0 done; 1 a failure of ours; 2 a mistake of the user's; 128 + the signal's number when stopped by one.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from pyro_lom.errors import UserError
+from pyro_lom.trainer import Interrupted, NonFiniteLoss
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: list[str], *, default: T | None = None, prog: str, description: str) -> T:
+    """Options as the dataclass `kind`.
+
+    Raises:
+        UserError: an option is unknown or has a value that does not fit.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=arguments, prog=prog, description=description, **options)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):  # --help
+            raise
+        raise UserError(f"{_one_line(said.getvalue())} (see {prog} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """tyro draws a box with a title, the complaint, and then advice; keep the complaint."""
+    lines = [re.sub(r"[^\x20-\x7e]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    complaint = []
+    for line in lines[1:]:
+        if complaint and re.match(r"(Perhaps|Similar|For full|-{3,}|Argument helptext|in )", line):
+            break
+        complaint.append(line)
+    return " ".join(complaint) or "the options do not fit"
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a command's `main` on the process's arguments, and leave with the right exit code."""
+    warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        _leave(str(error), 2)
+    except NonFiniteLoss as error:
+        _leave(str(error), 1)
+    except Interrupted as stop:
+        _leave(str(stop), 128 + stop.signal_number)
+
+
+def _leave(line: str, code: int) -> None:
+    print(f"error: {line}" if code < 128 else line, file=sys.stderr)
+    sys.exit(code)

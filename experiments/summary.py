@@ -1,0 +1,259 @@
+"""The numbers and pictures that a run ends with, from its held-out scenes."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pyro.poutine as poutine
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.systems import Pair, System
+from pyro_lom import figures
+from pyro_lom.data.hdf5 import Scenes
+from pyro_lom.data.minibatches import to_float
+from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.interpolation import slerp
+from pyro_lom.metrics.ari import mean_ari
+from pyro_lom.metrics.frechet import PixelPCA, fd_pca
+from pyro_lom.metrics.kmeans import kmeans_rgb
+from pyro_lom.metrics.structure import cut_and_paste, structure_accuracy
+from pyro_lom.runs import Run
+from pyro_lom.temperature import temperature
+from pyro_lom.types import OrderlessPosterior, Rendering
+
+TEMPERATURE = 0.8  # of all samples in the paper (Sec. 4.1)
+_BATCH = 128
+
+
+@torch.no_grad()
+def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
+    """Unconditional scenes from a pair's model at temperature `tau`: the image is the likelihood's mean."""
+    parts = []
+    for first in range(0, num_scenes, _BATCH):
+        with poutine.trace() as tracer, temperature(tau):
+            pair.model(num_scenes=min(_BATCH, num_scenes - first))
+        parts.append(pair.model.render(_slots(tracer.trace)))
+    return _join(parts)
+
+
+class Reader:
+    """Runs a system over scenes, in batches, on its device; reads off what metrics and figures need."""
+
+    def __init__(self, system: System, device: torch.device):
+        self.system, self.device = system, device
+        self.elbo = TraceScene_ELBO()
+
+    @torch.no_grad()
+    def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
+        parts = [self.system.orderless.guide.infer(batch.to(self.device)) for batch in images.split(_BATCH)]
+        return OrderlessPosterior(*(None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def reconstruct(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> Rendering:
+        """A sample of the pair's posterior, rendered."""
+        parts = []
+        for batch, posterior in self._batches(images, orderless):
+            with poutine.trace() as tracer:
+                pair.guide(batch, orderless=posterior)
+            parts.append(pair.model.render(_slots(tracer.trace)))
+        return _join(parts)
+
+    @torch.no_grad()
+    def kls(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> dict[str, float]:
+        """Mean KL by site, nats per scene."""
+        return self._mean_kls(
+            self.elbo.terms(pair.model, partial(pair.guide, orderless=posterior), batch)
+            for batch, posterior in self._batches(images, orderless)
+        )
+
+    @torch.no_grad()
+    def kls_under_other_scene(
+        self, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
+    ) -> dict[str, float]:
+        """The same for the LOM when each scene gets the s inferred for its neighbour, and is matched again under it."""
+        pair, terms = self.system.ordered, []
+        for batch, posterior in self._batches(images, orderless):
+            guide = partial(pair.guide, orderless=posterior)
+            other = {"s": guide(batch).scene.roll(1, dims=0)}
+            terms.append(self.elbo.terms(poutine.condition(pair.model, other), poutine.condition(guide, other), batch))
+        return self._mean_kls(terms)
+
+    def _batches(self, images, orderless):
+        for first in range(0, len(images), _BATCH):
+            rows = slice(first, first + _BATCH)
+            posterior = OrderlessPosterior(orderless.loc[rows], orderless.scale[rows])
+            yield images[rows].to(self.device), posterior
+
+    @staticmethod
+    def _mean_kls(terms) -> dict[str, float]:
+        terms = list(terms)
+        return {site: torch.cat([t.kl[site] for t in terms]).mean().item() for site in terms[0].kl}
+
+
+def summarise(
+    system: System, untrained: System, scenes: Scenes, device: torch.device, *, seed: int
+) -> dict[str, float | None]:
+    """Numbers on held-out scenes; None where the data have no labels, or the system no such part.
+
+    ARI-FG is averaged over scenes of two or more objects; KLs are in nats per scene; RMSE is per pixel and channel, of
+    one posterior sample, for images in [0, 1]; structure is the share of scenes whose tower stands
+    (`pyro_lom/metrics/structure.py`), at temperature 0.8 unless `_tau1`; fd_pca64 is in squared pixel intensities.
+    """
+    torch.manual_seed(seed)
+    images = held_out(scenes)
+    reader, ordered = Reader(system, device), system.ordered
+    orderless = reader.infer(images)
+    by_orderless = reader.reconstruct(system.orderless, images, orderless)
+    by_ordered = ordered and reader.reconstruct(ordered, images, orderless)
+    summary: dict[str, float | None] = {}
+
+    labels = None if scenes.labels is None else torch.as_tensor(np.array(scenes.labels)).long()
+
+    def ari(segmentation: Tensor | None, num_background: int) -> float | None:
+        if labels is None or segmentation is None:
+            return None
+        return _known(mean_ari(segmentation.cpu(), labels, num_background))
+
+    encoder = _segments(orderless.log_masks)
+    foreground = scenes.num_background
+    summary["ari_fg_encoder"] = ari(encoder, foreground)
+    summary["ari_fg_orderless"] = ari(_segments(by_orderless.log_masks), foreground)
+    summary["ari_fg_ordered"] = ari(by_ordered and _segments(by_ordered.log_masks), foreground)
+    summary["ari_all_encoder"] = ari(encoder, 0)
+    num_slots = system.orderless.model.num_slots
+    few = min(len(images), 500)  # k-means is slow, and steady
+    summary["ari_fg_kmeans_rgb"] = None
+    if labels is not None:
+        summary["ari_fg_kmeans_rgb"] = _known(
+            mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], foreground)
+        )
+    untrained_masks = Reader(untrained, device).infer(images).log_masks
+    summary["ari_fg_untrained"] = ari(_segments(untrained_masks), foreground)
+
+    summary["rmse_orderless"] = _rmse(by_orderless.image, images)
+    summary["rmse_ordered"] = by_ordered and _rmse(by_ordered.image, images)
+    summary["explained_variance_orderless"] = _explained(by_orderless.image, images)
+    summary["explained_variance_ordered"] = by_ordered and _explained(by_ordered.image, images)
+    summary["kl_orderless"] = reader.kls(system.orderless, images, orderless)["o"]
+    kls = reader.kls(ordered, images, orderless) if ordered else {}
+    summary["kl_scene"], summary["kl_slots"] = kls.get("s"), kls.get("z")
+    summary["kl_slots_other_scene"] = ordered and reader.kls_under_other_scene(images, orderless)["z"]
+
+    generated = {
+        "samples": ordered and sample_scenes(ordered, len(images), TEMPERATURE).image.cpu(),
+        "samples_tau1": ordered and sample_scenes(ordered, len(images), 1.0).image.cpu(),
+        "orderless_prior": sample_scenes(system.orderless, len(images), TEMPERATURE).image.cpu(),
+        "shuffled_posterior": shuffled_posterior(system, orderless).image.cpu(),
+    }
+    if scenes.name == "towers":
+        max_blocks = scenes.factors["present"].shape[1]
+        stands = partial(structure_accuracy, max_blocks=max_blocks)
+        real = images.numpy()
+        summary["structure_real"] = stands(real)
+        summary["structure_cut_and_paste"] = stands(cut_and_paste(real))
+        for name, scene_images in generated.items():
+            summary[f"structure_{name}"] = None if scene_images is None else stands(scene_images.numpy())
+    num_components = min(64, len(images) - 1)
+    pca = PixelPCA.fit(images, num_components)
+    for name in ("samples", "orderless_prior", "shuffled_posterior"):
+        summary[f"fd_pca64_{name}"] = None if generated[name] is None else fd_pca(images, generated[name], pca)
+    return summary
+
+
+@torch.no_grad()
+def shuffled_posterior(system: System, orderless: OrderlessPosterior) -> Rendering:
+    """Scenes of slots drawn one by one from the aggregate orderless posterior: right objects in the wrong company."""
+    slots = torch.normal(orderless.loc, orderless.scale).flatten(0, 1)
+    shuffled = slots[torch.randperm(len(slots), device=slots.device)].view_as(orderless.loc)
+    return _join([system.orderless.model.render(part) for part in shuffled.split(_BATCH)])
+
+
+@torch.no_grad()
+def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed: int, step: int | None = None) -> list:
+    """Write the pictures of a run, and return their paths; `step` goes into the titles."""
+    torch.manual_seed(seed)
+    num = 12
+    images = held_out(scenes)[:num]
+    reader = Reader(system, device)
+    orderless = reader.infer(images)
+    when = "" if step is None else f", after step {step}"
+    paths = []
+
+    def save(name: str, rows: list, title: str) -> None:
+        paths.append(run.figures / f"{name}.png")
+        figures.save_grid(paths[-1], rows, title + when)
+
+    rows = [("input", images)]
+    if orderless.log_masks is not None:
+        rows.append(("encoder's masks", figures.colour_masks(orderless.log_masks)))
+    by_orderless = reader.reconstruct(system.orderless, images, orderless)
+    rows += [("orderless VAE", by_orderless.image), ("its masks", figures.colour_masks(by_orderless.log_masks))]
+    if system.ordered:
+        by_ordered = reader.reconstruct(system.ordered, images, orderless)
+        rows += [("ordered VAE", by_ordered.image), ("its masks", figures.colour_masks(by_ordered.log_masks))]
+    save("reconstructions", rows, "Held-out scenes: reconstructions and masks, a colour for each slot")
+
+    rows = []
+    if system.ordered:
+        for tau in (TEMPERATURE, 1.0):
+            for _ in range(2):
+                sample = sample_scenes(system.ordered, num, tau)
+                rows += [(f"LOM, tau = {tau:g}", sample.image), ("its masks", figures.colour_masks(sample.log_masks))]
+    baseline = sample_scenes(system.orderless, num, TEMPERATURE)
+    rows += [
+        (f"independent slots, tau = {TEMPERATURE:g}", baseline.image),
+        ("its masks", figures.colour_masks(baseline.log_masks)),
+        ("shuffled posterior", shuffled_posterior(system, orderless).image),
+    ]
+    save("samples", rows, "Unconditional samples: of the LOM, and of its orderless model")
+
+    if system.ordered:
+        model = system.ordered.model
+        ends = torch.randn(2, 4, 1, model.scene_dim, device=device)
+        path = slerp(ends[0], ends[1], num)  # (num, 4, 1, Ds)
+        rows = []
+        for index in range(path.shape[1]):
+            scene = path[:, index]
+            slots = model.slot_prior(model.order_net(scene.squeeze(-2))).mean
+            rendering = model.render(slots)
+            rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
+        save("interpolation", rows, "From one scene to another along a great circle of s, slots at their prior means")
+
+    paths.append(run.figures / "curves.png")
+    figures.save_curves(paths[-1], run.metrics())
+    return paths
+
+
+def held_out(scenes: Scenes) -> Float[Tensor, "B C H W"]:
+    return to_float(torch.from_numpy(np.array(scenes.images))).permute(0, 3, 1, 2).contiguous()
+
+
+def _slots(trace) -> Float[Tensor, "B K Dz"]:
+    """The one latent site that lives in the plate `slots`: `o` of an orderless pair, `z` of a LOM."""
+    name = "z" if "z" in trace.nodes else "o"
+    return trace.nodes[name]["value"]
+
+
+def _join(parts: list[Rendering]) -> Rendering:
+    return Rendering(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _segments(log_masks: Tensor | None) -> Tensor | None:
+    return None if log_masks is None else log_masks.argmax(-4).squeeze(-3)
+
+
+def _rmse(reconstructed: Tensor, images: Tensor) -> float:
+    return (reconstructed.cpu() - images).square().mean().sqrt().item()
+
+
+def _explained(reconstructed: Tensor, images: Tensor) -> float:
+    """Share of the variance of pixels, about the mean image, that the reconstruction explains."""
+    variance = (images - images.mean(0)).square().mean()
+    return (1 - (reconstructed.cpu() - images).square().mean() / variance).item()
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

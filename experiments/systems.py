@@ -1,0 +1,154 @@
+"""From a configuration to objects: models, guides, objective and training phases."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from experiments.config import Config
+from guides.genesis_v2 import GenesisV2Guide
+from guides.lom import LatentObjectGuide
+from models.genesis_v2 import GenesisV2
+from models.lom import LatentObjectModel
+from pyro_lom.errors import UserError
+from pyro_lom.geco import FreeNats, MultiplicativeGeco, Target
+from pyro_lom.networks.decoders import DECODERS
+from pyro_lom.objective import Objective
+from pyro_lom.program import Program
+from pyro_lom.scene_priors import StandardNormal
+from pyro_lom.trainer import Phase
+
+ImageShape = tuple[int, int, int]
+
+
+class Pair(NamedTuple):
+    model: Program
+    guide: Program
+
+
+class System(NamedTuple):
+    """A pair to train, and the orderless pair it borrows from; an orderless model alone is its own."""
+
+    orderless: Pair
+    ordered: Pair | None
+
+    @property
+    def final(self) -> Pair:
+        """The pair that the system is about."""
+        return self.ordered or self.orderless
+
+
+def build_system(config: Config, image_shape: ImageShape) -> System:
+    """The models and guides of a configuration for images (C, H, W).
+
+    Raises:
+        UserError: the configuration and the images do not go together.
+    """
+    model, (channels, height, width) = config.model, image_shape
+    if height != width or height < 32 or height % 16:
+        raise UserError(
+            f"images are {height}x{width}, but models need square ones of 32 pixels or more, a multiple of 16: "
+            "crop and resize them, or pass --data.image-size with a folder of images"
+        )
+    if model.num_slots < 2:
+        raise UserError(f"--model.num-slots is {model.num_slots}: a scene needs at least 2 slots")
+    orderless = _ORDERLESS[model.system.removeprefix("lom-")](config, image_shape)
+    if not model.system.startswith("lom-"):
+        return System(orderless, None)
+    lom = LatentObjectModel(
+        _decoder(config, image_shape),
+        num_slots=model.num_slots,
+        slot_dim=model.slot_dim,
+        scene_dim=model.scene_dim,
+        image_scale=model.image_scale,
+        num_blocks=model.num_order_blocks,
+        width=model.transformer_width,
+        scene_prior=StandardNormal(model.scene_dim),
+    )
+    guide = LatentObjectGuide(
+        lom,
+        orderless.guide,
+        num_encoder_blocks=model.num_encoder_blocks,
+        num_blocks=model.num_order_blocks,
+        width=model.transformer_width,
+        matching=model.matching,
+    )
+    return System(orderless, Pair(lom, guide))
+
+
+def build_objective(config: Config, system: System, image_shape: ImageShape) -> Objective:
+    """Eq. 9 for a system: each pair's ELBO under a GECO of its own.
+
+    Raises:
+        UserError: the target cannot be reached.
+    """
+    train = config.train
+    pairs = {"orderless": _geco(config, image_shape)(*system.orderless)}
+    if system.ordered is not None:
+        final_from = train.steps - round(train.orderless_first * train.steps) - train.final_steps
+        free_nats = {"s": FreeNats(train.free_nats, train.final_free_nats, final_from)}
+        pairs["ordered"] = _geco(config, image_shape, free_nats)(*system.ordered)
+    return Objective(pairs)
+
+
+def build_phases(config: Config, system: System) -> list[Phase]:
+    """The paper's one phase, or two: the orderless pair first, then the ordered one on top of it."""
+    train = config.train
+    common = dict(warmup_steps=train.warmup_steps, decay=train.decay)
+    orderless_steps = round(train.orderless_first * train.steps)
+    if system.ordered is None or orderless_steps == 0:
+        return [Phase(train.steps, train.batch_size, train.learning_rate, **common)]
+
+    def start_from_the_orderless_decoder() -> None:
+        system.ordered.model.decoder.load_state_dict(system.orderless.model.decoder.state_dict())
+
+    return [
+        Phase(orderless_steps, train.batch_size, train.learning_rate, **common, pairs=("orderless",)),
+        Phase(
+            train.steps - orderless_steps,
+            train.ordered_batch_size or train.batch_size,
+            train.ordered_learning_rate or train.learning_rate,
+            **common,
+            pairs=("ordered",),
+            prepare=start_from_the_orderless_decoder,
+        ),
+    ]
+
+
+def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:
+    options = config.model
+    model = GenesisV2(
+        _decoder(config, image_shape),
+        num_slots=options.num_slots,
+        slot_dim=options.slot_dim,
+        image_scale=options.image_scale,
+    )
+    compact = options.encoder == "compact"
+    guide = GenesisV2Guide(model, image_shape=image_shape, width=options.encoder_width, compact=compact)
+    return Pair(model, guide)
+
+
+_ORDERLESS: dict[str, Callable[[Config, ImageShape], Pair]] = {"genesis-v2": _genesis_v2}
+
+
+def _decoder(config: Config, image_shape: ImageShape) -> nn.Module:
+    options, (channels, size, _) = config.model, image_shape
+    return DECODERS[options.decoder](options.slot_dim, size, out_channels=channels + 1, width=options.decoder_width)
+
+
+def _geco(config: Config, image_shape: ImageShape, free_nats: dict[str, FreeNats] | None = None) -> MultiplicativeGeco:
+    geco, image_scale = config.train.geco, config.model.image_scale
+    if geco.target_rmse is not None:
+        target = Target.from_rmse(geco.target_rmse, image_scale=image_scale, image_shape=image_shape)
+    else:
+        target = Target.from_paper(geco.target, image_scale=image_scale, image_shape=image_shape)
+    resolution = 1.0 if geco.goal_relative else 64**2 / (image_shape[1] * image_shape[2])
+    return MultiplicativeGeco(
+        target,
+        step_size=geco.step_size * resolution,
+        speedup=geco.speedup,
+        initial=geco.initial,
+        bounds=(geco.minimum, geco.maximum),
+        free_nats=free_nats,
+        goal_relative=geco.goal_relative,
+    )

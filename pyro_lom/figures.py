@@ -1,0 +1,75 @@
+"""Pictures: scenes, masks and curves, as PNG files. Slot k has the same colour in every column of every picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+_SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
+_CELL = 0.62  # inches a scene takes
+
+
+def colour_labels(labels: Int[Tensor, "*batch H W"]) -> Float[Tensor, "*batch 3 H W"]:
+    """Label k painted in the k-th colour."""
+    colours = _SLOT_COLOURS.to(labels.device)
+    return colours[labels % len(colours)].movedim(-1, -3)
+
+
+def colour_masks(log_masks: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*batch 3 H W"]:
+    """Each pixel in the mixture of slot colours that its masks give, so that undecided pixels look muddy."""
+    colours = _SLOT_COLOURS.to(log_masks)[torch.arange(log_masks.shape[-4]) % len(_SLOT_COLOURS)]
+    return torch.einsum("...khw,kc->...chw", log_masks.exp().squeeze(-3), colours)
+
+
+def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "N C H W"]]], title: str) -> None:
+    """Write labelled rows of images in [0, 1], one scene a column."""
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(_CELL * columns + 1.8, _CELL * len(rows) + 0.5), dpi=150)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (label, images) in zip(axes, rows, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, image in zip(row, images.cpu(), strict=False):
+            axis.imshow(image.movedim(0, -1).expand(-1, -1, 3).clamp(0, 1).numpy(), interpolation="nearest")
+        row[0].text(-0.12, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
+    top = 1 - 0.4 / figure.get_figheight()
+    left = 1.6 / figure.get_figwidth()
+    figure.subplots_adjust(left=left, right=0.995, top=top, bottom=0.01, wspace=0.04, hspace=0.04)
+    figure.savefig(path)
+
+
+def save_curves(path: Path, metrics: list[dict]) -> None:
+    """Write the curves of a run from its log: errors against targets, KLs, multipliers."""
+    series = sorted({key for row in metrics for key in row if "/" in key})
+    panels = {
+        "RMSE (dashed: target)": [key for key in series if "/rmse" in key],
+        "KL, nats per scene": [
+            key for key in series if key.split("/")[1] not in ("x", "rmse", "rmse_target", "multiplier")
+        ],
+        "multiplier": [key for key in series if key.endswith("/multiplier")],
+    }
+    figure = Figure(figsize=(11, 3.2), dpi=120, layout="constrained")
+    for axis, (title, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in metrics if key in row]
+            dashed = key.endswith("target")
+            pair = key.split("/")[0]
+            axis.plot(
+                *zip(*points, strict=True),
+                label=None if dashed else key,
+                linestyle="--" if dashed else "-",
+                linewidth=1,
+                color={"orderless": "C0", "ordered": "C1"}.get(pair) if "KL" not in title else None,
+            )
+        axis.set(title=title, xlabel="step", yscale="log")
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+        if keys:
+            axis.legend(fontsize=7)
+    figure.savefig(path)

@@ -1,0 +1,22 @@
+"""Paths between scene latents (A.7)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def slerp(
+    start: Float[Tensor, "*batch Ds"], end: Float[Tensor, "*batch Ds"], num: int
+) -> Float[Tensor, "num *batch Ds"]:
+    """Spherical linear interpolation in `num` steps, both ends included.
+
+    Each end is first normalised and multiplied by sqrt(Ds), the radius at which a standard normal lives (A.7):
+
+        s(t) = [sin((1-t) w) start + sin(t w) end] / sin w,    w the angle between them
+    """
+    radius = start.shape[-1] ** 0.5
+    start, end = (radius * torch.nn.functional.normalize(x, dim=-1) for x in (start, end))
+    cosine = (start * end).sum(-1, keepdim=True) / radius**2
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+    t = torch.linspace(0, 1, num, device=start.device).view(-1, *[1] * start.ndim)
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)

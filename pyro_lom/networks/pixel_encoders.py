@@ -1,0 +1,137 @@
+"""GENESIS-v2's networks: from an image to an embedding and features of every pixel, and from masks to slots."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.networks.stick_breaking import pixel_grid
+from pyro_lom.networks.unet import ConvBlock, UNet
+
+EMBEDDING_DIM = 8
+
+
+class PixelFeatures(NamedTuple):
+    embedding: Float[Tensor, "B E H W"]  # what pixels are clustered by
+    features: Float[Tensor, "B F H W"]  # what masks pool
+
+
+class PixelEncoder(nn.Module):
+    """The published encoder: a UNet, a semi-convolution for the embedding, a convolution for the features.
+
+    The semi-convolution adds each pixel's row and column to two channels of a gated convolution; the gate starts at
+    zero, so training starts from clusters of nearby pixels.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int):
+        super().__init__()
+        channels, height, size = image_shape
+        self.unet = UNet(size, in_channels=channels, width=width)
+        self.segment = nn.Sequential(ConvBlock(width, width), nn.Conv2d(width, EMBEDDING_DIM, 1))
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.features = nn.Sequential(ConvBlock(width, width), nn.Conv2d(width, 2 * width, 1))
+        self.register_buffer("grid", pixel_grid(height, size), persistent=False)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> PixelFeatures:
+        encoded = self.unet(images)
+        coordinates = F.pad(self.grid, (0, 0, 0, 0, EMBEDDING_DIM - 2, 0))
+        return PixelFeatures(self.gate * self.segment(encoded) + coordinates, self.features(encoded))
+
+
+class SlotReadout(nn.Module):
+    """The published way from pooled features to a slot: layer normalisation and a multilayer perceptron."""
+
+    def __init__(self, slot_dim: int, *, width: int):
+        super().__init__()
+        hidden = 2 * width
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * slot_dim)
+        )
+
+    def forward(
+        self,
+        features: Float[Tensor, "*batch K F"],
+        images: Float[Tensor, "B C H W"],
+        masks: Float[Tensor, "*batch K N"],
+        weights: Float[Tensor, "*batch K N"],
+    ) -> Float[Tensor, "*batch K 2*Dz"]:
+        return self.layers(features)
+
+
+class CompactPixelEncoder(nn.Module):
+    """An encoder for small images and short trainings (departure): a UNet at half the resolution, and short cuts.
+
+    The embedding starts as the image itself through a learned colour map, which weighs hue above brightness, beside
+    weak coordinates; to this a perceptron of context, colour and place adds what training finds. Few features are
+    pooled: a slot has to be described by the pixels under its mask, so masks that mix objects describe none.
+    """
+
+    NUM_FEATURES = 8
+
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int, hidden: int = 32):
+        super().__init__()
+        channels, height, size = image_shape
+        self.unet = UNet(size, in_channels=channels + 2, width=width, stem_stride=2)
+        self.context = nn.Conv2d(width, hidden, 1)
+        self.pixel = nn.Conv2d(channels + 2, hidden, 1)
+        self.embedding = nn.Conv2d(hidden, EMBEDDING_DIM, 1)
+        self.gate = nn.Parameter(torch.tensor(0.1))
+        # Brightness (the mean of the channels) with weight 1, deviations from it with weight 2.
+        self.colour_map = nn.Parameter(2 * torch.eye(channels) - torch.ones(channels, channels) / channels)
+        self.place_weight = nn.Parameter(torch.tensor(0.15))
+        self.features = nn.Conv2d(width, self.NUM_FEATURES, 1)
+        self.register_buffer("grid", pixel_grid(height, size), persistent=False)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> PixelFeatures:
+        grid = self.grid.expand(len(images), -1, -1, -1)
+        pixels = torch.cat([images, grid], dim=1)
+        encoded = self.unet(pixels)
+        context = F.interpolate(self.context(encoded), scale_factor=2.0, mode="bilinear")
+        learned = self.gate * self.embedding(F.relu(context + self.pixel(pixels)))
+        colours = torch.einsum("oc,bchw->bohw", self.colour_map, images)
+        given = torch.cat([colours, self.place_weight * grid], dim=1)
+        embedding = learned + F.pad(given, (0, 0, 0, 0, 0, EMBEDDING_DIM - given.shape[1]))
+        return PixelFeatures(embedding, F.interpolate(self.features(encoded), scale_factor=2.0))
+
+
+class MomentsReadout(nn.Module):
+    """Slots from pooled features and from the moments of the pixels under the mask (departure).
+
+    The moments are the mean colour, the mean place, its standard deviation, the log area, and the slopes of the colour
+    along both axes.
+    """
+
+    def __init__(self, slot_dim: int, *, num_channels: int, num_features: int, hidden: int = 64):
+        super().__init__()
+        self.norm = nn.LayerNorm(num_features)
+        self.layers = nn.Sequential(
+            nn.Linear(num_features + 3 * num_channels + 5, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2 * slot_dim),
+        )
+        nn.init.constant_(
+            self.layers[-1].bias[slot_dim:], -1.5
+        )  # scales start near 0.3: slots can carry detail at once
+
+    def forward(
+        self,
+        features: Float[Tensor, "*batch K F"],
+        images: Float[Tensor, "B C H W"],
+        masks: Float[Tensor, "*batch K N"],
+        weights: Float[Tensor, "*batch K N"],
+    ) -> Float[Tensor, "*batch K 2*Dz"]:
+        num_channels = images.shape[1]
+        grid = pixel_grid(*images.shape[-2:]).to(images).expand(len(images), -1, -1, -1)
+        products = (images.unsqueeze(1) * grid.unsqueeze(2)).flatten(1, 2)  # colour times row, colour times column
+        pixels = torch.cat([images, grid, grid.square(), products], dim=1).flatten(-2).transpose(-1, -2)
+        colour, place, square, product = (weights @ pixels).split([num_channels, 2, 2, 2 * num_channels], dim=-1)
+        variance = (square - place.square()).clamp_min(1e-6)
+        covariance = product.unflatten(-1, (2, num_channels)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
+        slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
+        log_area = (masks.mean(-1, keepdim=True) + 1e-3).log()
+        moments = torch.cat([colour, place, variance.sqrt(), log_area, slopes], dim=-1)
+        return self.layers(torch.cat([self.norm(features), moments], dim=-1))
