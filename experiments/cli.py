@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 a failure of ours; 2 a mistake of the user's; 128 + the si
 
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -39,13 +41,13 @@ def parse(kind: type[T], arguments: list[str], *, default: T | None = None, prog
 def _one_line(box: str) -> str:
     """tyro draws a box with a title, the complaint, and then advice; keep the complaint."""
     lines = [re.sub(r"[^\x20-\x7e]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if line.strip("-")]
     complaint = []
     for line in lines[1:]:
-        if complaint and re.match(r"(Perhaps|Similar|For full|-{3,}|Argument helptext|in )", line):
+        if complaint and re.match(r"(Perhaps|Similar|For full|Argument helptext|in )", line):
             break
         complaint.append(line)
-    return " ".join(complaint) or "the options do not fit"
+    return " ".join(complaint).partition(" Got errors:")[0] or "the options do not fit"
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -59,6 +61,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         _leave(str(error), 1)
     except Interrupted as stop:
         _leave(str(stop), 128 + stop.signal_number)
+    except KeyboardInterrupt:  # outside of training
+        _leave("stopped by SIGINT", 128 + signal.SIGINT)
+    except BrokenPipeError:  # who read our output has gone: `fit.py --dry-run | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _leave(line: str, code: int) -> None:

@@ -5,17 +5,37 @@ are the paper's.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import tyro
 
 from pyro_lom.errors import UserError
+
+
+class Bound(NamedTuple):
+    """What a number must be; `check` refuses others."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+Count = Annotated[int, Bound("1 or more", lambda number: number >= 1)]
+Natural = Annotated[int, Bound("0 or more", lambda number: number >= 0)]
+Width = Annotated[int, Bound("a multiple of 8, as channels are normalised in 8 groups", lambda n: n > 0 and n % 8 == 0)]
+Real = Annotated[float, Bound("a finite number", math.isfinite)]
+Positive = Annotated[float, Bound("a finite number above 0", lambda number: 0 < number < math.inf)]
+NotNegative = Annotated[float, Bound("a finite number, 0 or more", lambda number: 0 <= number < math.inf)]
+Share = Annotated[float, Bound("0 or more and below 1", lambda number: 0 <= number < 1)]
 
 
 @dataclass(frozen=True)
 class Data:
     path: str = "data/towers.h5"
     """HDF5 file, or folder of images; data/towers.h5 is made when it is missing or damaged."""
-    image_size: int = 32
+    image_size: Count = 32
     """Height and width in pixels. A folder's images are cropped and resized to it; a file's must have it."""
 
 
@@ -31,28 +51,28 @@ class Model:
     """A LOM with its orderless model, or an orderless model alone."""
     num_slots: int = 7
     """K: objects and pieces of background that a scene can hold (A.4.1)."""
-    slot_dim: int = 64
+    slot_dim: Count = 64
     """Dz (A.4.1)."""
-    image_scale: float = 0.7
+    image_scale: Positive = 0.7
     """sigma, the standard deviation of the likelihood, for images in [0, 1] (A.4.1)."""
 
     encoder: Literal["published", "compact"] = "published"
     """GENESIS-v2's networks, or small ones with short cuts for small images and short trainings (departure)."""
-    encoder_width: int = 64
+    encoder_width: Width = 64
     """Channels of the encoder's UNet at its full resolution."""
     decoder: Literal["deconvolution", "separable"] = "deconvolution"
     """GENESIS-v2's deconvolutions, or a small decoder for small images (departure)."""
-    decoder_width: int = 64
+    decoder_width: Width = 64
     """Channels, or units, of a decoder's layers."""
 
-    scene_dim: int = 128
+    scene_dim: Count = 128
     """Ds (A.4.1)."""
     scene_prior: ScenePrior = ScenePrior()
-    num_encoder_blocks: int = 3
+    num_encoder_blocks: Natural = 3
     """Self-attention blocks of the scene encoder g (A.1)."""
-    num_order_blocks: int = 2
+    num_order_blocks: Natural = 2
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
-    transformer_width: int = 64
+    transformer_width: Count = 64
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
     matching: Literal["greedy", "hungarian"] = "greedy"
     """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
@@ -60,64 +80,73 @@ class Model:
 
 @dataclass(frozen=True)
 class Geco:
-    target: float = -0.353
+    target: Real = -0.353
     """Error to reach, nats per pixel and channel without (1/2) log 2 pi (A.4.2); see target_rmse."""
-    target_rmse: float | None = None
+    target_rmse: Positive | None = None
     """The same as a root mean squared error, used instead when given."""
-    step_size: float = 1e-6
-    """Of the multiplier's update at 64x64; scaled by 64^2 / image_size^2 as GENESIS does unless goal_relative (A.4.2)."""
-    speedup: float = 10.0
+    step_size: NotNegative = 1e-6
+    """Of the multiplier's update at 64x64 (A.4.2); times 64^2 / image_size^2, as in GENESIS, unless goal_relative."""
+    speedup: Positive = 10.0
     """Factor on the step once the target is reached."""
-    initial: float = 1.0
+    initial: Positive = 1.0
     """First multiplier of the KL."""
-    minimum: float = 1e-10
-    maximum: float = 1e10
-    """Bounds of the multiplier."""
+    minimum: Positive = 1e-10
+    """Lower bound of the multiplier."""
+    maximum: Positive = 1e10
+    """Upper bound of the multiplier."""
     goal_relative: bool = False
     """Constraint relative to the target and clamped to [-1, 1] (departure for short trainings)."""
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 500_000
+    steps: Count = 500_000
     """Optimiser steps (A.4.3)."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Scenes a step on each device (A.4.3)."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Of Adam (A.4.1)."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Steps over which the learning rate grows from 0."""
     decay: Literal["none", "linear", "halving"] = "none"
     """Of the learning rate: none, to a fiftieth over the second half, or by a half every 100,000 steps."""
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     """Largest norm of the gradient of all parameters together."""
-    orderless_first: float = 0.0
-    """Share of the steps that trains the orderless pair alone, after which it stands still; 0 trains both at once, as in
-    the paper. The stop-gradient makes this another schedule, not another objective."""
-    ordered_batch_size: int | None = None
+    orderless_first: Share = 0.0
+    """Share of the steps that trains the orderless pair alone, after which it stands still; 0 trains both at once, as
+    in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
+    masks_still: Natural = 0
+    """First steps of those in which GENESIS-v2's masks stay as initialised, while the rest learns to use them
+    (departure for short trainings)."""
+    ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
-    ordered_learning_rate: float | None = None
+    ordered_rendered: Count | None = None
+    """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
+    ordered_learning_rate: Positive | None = None
     """Learning rate after the orderless pair was trained first; learning_rate when not given."""
-    free_nats: float = 32.0
+    free_nats: NotNegative = 32.0
     """Floor of the scene KL per scene, 0.25 Ds (Eq. 26, A.4.2)."""
-    final_free_nats: float = 21.4
+    final_free_nats: NotNegative = 21.4
     """The floor in the last steps, 0.167 Ds (A.4.2)."""
-    final_steps: int = 25_000
+    final_steps: Natural = 25_000
     """How many last steps use it (A.4.2)."""
     geco: Geco = Geco()
-    log_every: int = 100
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Of arithmetic: float32, or bfloat16 where it is safe."""
+    log_every: Count = 100
     """Steps between two lines of metrics.jsonl."""
-    checkpoint_every: int = 5000
+    checkpoint_every: Count = 5000
     """Steps between two checkpoints."""
-    preview_every: int = 10_000
-    """Steps between two sets of pictures."""
+    preview_every: Natural = 10_000
+    """Steps between two sets of pictures; 0 for none before the end."""
 
 
 @dataclass(frozen=True)
 class Config:
-    preset: str
+    preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
     """Name of the preset that the other values were taken from."""
-    seed: int = 0
+    seed: Natural = 0
+    """Of initialisation, minibatches and noise."""
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
@@ -141,7 +170,50 @@ def from_dict(values: dict[str, Any], kind: type = Config, place: str = "config.
     for name, hint in hints.items():
         value = values[name]
         if dataclasses.is_dataclass(hint):
-            given[name] = from_dict(value, hint, f"{place}: {name}")
-        else:
-            given[name] = value
+            value = from_dict(value, hint, f"{place}: {name}")
+        elif not _fits(value, hint):
+            raise UserError(f"{place}: {name} is {value!r}, which is not of its type; restore what the run wrote there")
+        given[name] = value
     return kind(**given)
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that make no sense, whatever the data.
+
+    Raises:
+        UserError: names the option, its value and what it must be.
+    """
+    for name, value, hint in _fields(config):
+        for bound in _bounds(hint):
+            if value is not None and not bound.holds(value):
+                raise UserError(f"--{name} is {value}: it must be {bound.words}")
+    geco = config.train.geco
+    if not geco.minimum <= geco.initial <= geco.maximum:
+        raise UserError(
+            f"--train.geco.initial is {geco.initial}: it must lie between --train.geco.minimum, which is "
+            f"{geco.minimum}, and --train.geco.maximum, which is {geco.maximum}"
+        )
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Option name, value and annotation of every field, nested ones included."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        option, value = prefix + name.replace("_", "-"), getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{option}.")
+        else:
+            yield option, value, hint
+
+
+def _bounds(hint: Any) -> list[Bound]:
+    """Those of an annotation, or of either side of `X | None`."""
+    parts = (hint, *get_args(hint))
+    return [item for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Bound)]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):  # X | None
+        return any(_fits(value, part) for part in get_args(hint))
+    return type(value) is hint or (hint is float and type(value) is int)

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,18 +11,20 @@ import pyro
 import torch
 import tyro
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from experiments import cli
-from experiments.config import Config, Data, from_dict, to_dict
+from experiments.config import Config, Data, check, from_dict, to_dict
 from experiments.presets import PRESETS, preset
 from experiments.summary import draw, summarise
 from experiments.systems import System, build_objective, build_phases, build_system
 from pyro_lom.data.hdf5 import Scenes, read_scenes
+from pyro_lom.data.minibatches import Minibatches
 from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
-from pyro_lom.trainer import Trainer
+from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
 
 DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
 Options override the preset's values, for trying things."""
@@ -32,10 +35,8 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     devices: int = 1
     """GPUs, or CPU processes, to train on."""
-    precision: str = "32-true"
-    """Lightning Fabric's name of a precision, such as 32-true or bf16-mixed."""
     resume: Path | None = None
-    """A run folder to go on with; its own configuration counts, and no other option but --devices."""
+    """A run folder to go on with, in its own configuration: beside --devices no other option is taken."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
     dry_run: bool = False
@@ -46,10 +47,22 @@ def main(arguments: list[str]) -> None:
     name = "demo"
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-    options = cli.parse(Arguments, arguments, default=Arguments(preset(name)), prog="fit.py", description=DESCRIPTION)
+    default = Arguments(preset(name))
+    options = cli.parse(Arguments, arguments, default=default, prog="fit.py", description=DESCRIPTION)
     config = options.config
     if options.resume is not None:
-        config = from_dict(Run.open(options.resume).read_json("config.json"))
+        taken = {name: getattr(options, name) for name in ("resume", "devices", "dry_run")}
+        if options != Arguments(preset("demo"), **taken):
+            raise UserError(f"--resume {options.resume} has its own configuration: give no other option but --devices")
+        config = from_dict(Run.open(options.resume).read_json("config.json"), place=f"{options.resume}/config.json")
+    elif config.train.geco.target != default.config.train.geco.target and config.train.geco.target_rmse is not None:
+        raise UserError(
+            f"--train.geco.target {config.train.geco.target} would not count beside --train.geco.target-rmse "
+            f"{config.train.geco.target_rmse}: change that one, or pass --train.geco.target-rmse None"
+        )
+    check(config)
+    if options.devices < 1:
+        raise UserError(f"--devices is {options.devices}: name 1 device or more")
     if options.dry_run:
         _print_plan(config)
         return
@@ -66,7 +79,14 @@ def read_data(data: Data) -> Scenes:
         return ensure_towers(data.path)
     if data.path in _HOW_TO_GET and not Path(data.path).exists():
         raise UserError(f"the data set is missing: {data.path}. {_HOW_TO_GET[data.path]}")
-    return read_scenes(data.path, (data.image_size, data.image_size))
+    if Path(data.path).is_dir():
+        return read_scenes(data.path, (data.image_size, data.image_size))
+    scenes, size = read_scenes(data.path), data.image_size
+    _, height, width = scenes.image_shape
+    if (height, width) != (size, size):
+        way_out = f"pass --data.image-size {height}" if height == width else "crop and resize them to squares"
+        raise UserError(f"images in {data.path} are {height}x{width}, but --data.image-size is {size}: {way_out}")
+    return scenes
 
 
 _LAYOUT = "Put it there as HDF5 with images, uint8 (N, H, W, C), or name your own file or folder with --data.path"
@@ -78,20 +98,24 @@ _HOW_TO_GET = {
 
 
 def _fit(config: Config, options: Arguments) -> None:
+    # Everything that can be refused is, before processes are launched and a run folder is made.
     scenes = read_data(config.data)
-    if options.devices < 1:
-        raise UserError(f"--devices is {options.devices}: name 1 device or more")
-    try:
-        fabric = Fabric(accelerator="auto", devices=options.devices, precision=options.precision)
-    except (ValueError, RuntimeError) as error:  # Fabric's own words name the option
-        raise UserError(f"--devices {options.devices} --precision {options.precision}: {error}") from error
-    fabric.launch()
-    pyro.enable_validation(False)  # a NaN is reported by the trainer, by site and step
+    train = scenes.split("train")
+    test = scenes.split("test") if scenes.splits.get("test") else train
     torch.manual_seed(config.seed)
     system = build_system(config, scenes.image_shape)
     objective = build_objective(config, system, scenes.image_shape)
-    fabric.to_device(objective)
     untrained = _untrained(config, scenes)
+    phases = build_phases(config, system)
+    for phase in phases:
+        Minibatches(train.images, phase.batch_size, config.seed, world_size=options.devices)
+    try:
+        fabric = Fabric(accelerator="auto", devices=options.devices, precision=config.train.precision)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"--devices {options.devices} cannot be had: {error}") from error
+    fabric.launch()
+    pyro.enable_validation(False)  # a NaN is reported by the trainer, by site and step
+    fabric.to_device(objective)
 
     if options.resume is not None:
         run = Run.open(options.resume)
@@ -102,7 +126,11 @@ def _fit(config: Config, options: Arguments) -> None:
             else None
         )
         run = fabric.broadcast(run)
-    test = scenes.split("test" if "test" in scenes.splits else "train")
+
+    def tell(line: str) -> None:
+        if fabric.is_global_zero:
+            print(line, file=sys.stderr)
+            run.log(_stamped(line))
 
     def preview(step: int) -> None:
         draw(system, test, fabric.device, run, seed=config.seed, step=step)
@@ -110,8 +138,8 @@ def _fit(config: Config, options: Arguments) -> None:
     trainer = Trainer(
         fabric,
         objective,
-        scenes.split("train").images,
-        build_phases(config, system),
+        train.images,
+        phases,
         run,
         seed=config.seed,
         clip_norm=config.train.clip_norm,
@@ -122,11 +150,18 @@ def _fit(config: Config, options: Arguments) -> None:
     )
     if options.resume is not None:
         trainer.resume()
-    print(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps", file=sys.stderr)
-    trainer.fit()
+    done = f", {trainer.step} of them done" if trainer.step else ""
+    tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{done}")
+    try:
+        trainer.fit()
+    except (Interrupted, NonFiniteLoss) as end:
+        if not fabric.is_global_zero:
+            sys.exit()  # the first process tells
+        run.log(_stamped(str(end)))
+        raise
+    tell("evaluating ...")
     if not fabric.is_global_zero:
         return
-    print("evaluating ...", file=sys.stderr)
     for program in (*untrained.orderless, *(untrained.ordered or ())):
         program.to(fabric.device)
     summary = summarise(system, untrained, test, fabric.device, seed=config.seed)
@@ -148,11 +183,16 @@ def _untrained(config: Config, scenes: Scenes) -> System:
         return build_system(config, scenes.image_shape)
 
 
+def _stamped(line: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+
+
 def _print_plan(config: Config) -> None:
-    print(_lines(to_dict(config)))
     size = config.data.image_size
     system = build_system(config, (3, size, size))
     objective = build_objective(config, system, (3, size, size))
+    build_phases(config, system)  # refuses what does not go together
+    print(_lines(to_dict(config)))
     print("\nparameters, for RGB images")
     for pair_name, pair in objective.pairs.items():
         for role in ("model", "guide"):

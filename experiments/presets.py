@@ -45,8 +45,9 @@ def lom_genesis_v2_clevr6() -> Config:
 def lom_genesis_v2_towers() -> Config:
     """The demo: everything in small, for a few minutes on two CPU cores.
 
-    Departures from the paper: small networks with a separable decoder and pooling of moments; the orderless pair trained
-    first; a target-relative GECO that starts at a small multiplier; a learning rate twenty times as large that decays.
+    Departures from the paper: small networks with a separable decoder and pooling of moments; the orderless pair
+    trained first; a target-relative GECO that starts at a small multiplier; a learning rate twenty times as large,
+    which decays.
     """
     return Config(
         preset="lom-genesis-v2-towers",
@@ -56,6 +57,7 @@ def lom_genesis_v2_towers() -> Config:
             encoder="compact",
             encoder_width=24,
             decoder="separable",
+            decoder_width=96,
             scene_dim=32,
         ),
         train=Train(

@@ -8,7 +8,6 @@ import pyro.poutine as poutine
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from experiments.systems import Pair, System
 from pyro_lom import figures
@@ -96,7 +95,7 @@ class Reader:
 def summarise(
     system: System, untrained: System, scenes: Scenes, device: torch.device, *, seed: int
 ) -> dict[str, float | None]:
-    """Numbers on held-out scenes; None where the data have no labels, or the system no such part.
+    """Numbers on held-out scenes; None where the data have no labels or too few scenes, or the system no such part.
 
     ARI-FG is averaged over scenes of two or more objects; KLs are in nats per scene; RMSE is per pixel and channel, of
     one posterior sample, for images in [0, 1]; structure is the share of scenes whose tower stands
@@ -115,7 +114,7 @@ def summarise(
     def ari(segmentation: Tensor | None, num_background: int) -> float | None:
         if labels is None or segmentation is None:
             return None
-        return _known(mean_ari(segmentation.cpu(), labels, num_background))
+        return mean_ari(segmentation.cpu(), labels, num_background)
 
     encoder = _segments(orderless.log_masks)
     foreground = scenes.num_background
@@ -127,9 +126,7 @@ def summarise(
     few = min(len(images), 500)  # k-means is slow, and steady
     summary["ari_fg_kmeans_rgb"] = None
     if labels is not None:
-        summary["ari_fg_kmeans_rgb"] = _known(
-            mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], foreground)
-        )
+        summary["ari_fg_kmeans_rgb"] = mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], foreground)
     untrained_masks = Reader(untrained, device).infer(images).log_masks
     summary["ari_fg_untrained"] = ari(_segments(untrained_masks), foreground)
 
@@ -156,11 +153,11 @@ def summarise(
         summary["structure_cut_and_paste"] = stands(cut_and_paste(real))
         for name, scene_images in generated.items():
             summary[f"structure_{name}"] = None if scene_images is None else stands(scene_images.numpy())
-    num_components = min(64, len(images) - 1)
-    pca = PixelPCA.fit(images, num_components)
+    pca = PixelPCA.fit(images, min(64, len(images) - 1)) if len(images) > 1 else None
     for name in ("samples", "orderless_prior", "shuffled_posterior"):
-        summary[f"fd_pca64_{name}"] = None if generated[name] is None else fd_pca(images, generated[name], pca)
-    return summary
+        known = pca and generated[name] is not None
+        summary[f"fd_pca64_{name}"] = fd_pca(images, generated[name], pca) if known else None
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in summary.items()}
 
 
 @torch.no_grad()
@@ -253,7 +250,3 @@ def _explained(reconstructed: Tensor, images: Tensor) -> float:
     """Share of the variance of pixels, about the mean image, that the reconstruction explains."""
     variance = (images - images.mean(0)).square().mean()
     return (1 - (reconstructed.cpu() - images).square().mean() / variance).item()
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,6 +1,7 @@
 """From a configuration to objects: models, guides, objective and training phases."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -44,7 +45,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
     Raises:
         UserError: the configuration and the images do not go together.
     """
-    model, (channels, height, width) = config.model, image_shape
+    model, (_, height, width) = config.model, image_shape
     if height != width or height < 32 or height % 16:
         raise UserError(
             f"images are {height}x{width}, but models need square ones of 32 pixels or more, a multiple of 16: "
@@ -64,6 +65,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
         scene_prior=StandardNormal(model.scene_dim),
+        num_rendered=config.train.ordered_rendered,
     )
     guide = LatentObjectGuide(
         lom,
@@ -92,27 +94,38 @@ def build_objective(config: Config, system: System, image_shape: ImageShape) -> 
 
 
 def build_phases(config: Config, system: System) -> list[Phase]:
-    """The paper's one phase, or two: the orderless pair first, then the ordered one on top of it."""
+    """The paper's one phase, of everything at once; or several, of the orderless pair first and the ordered one then."""
     train = config.train
-    common = dict(warmup_steps=train.warmup_steps, decay=train.decay)
-    orderless_steps = round(train.orderless_first * train.steps)
-    if system.ordered is None or orderless_steps == 0:
-        return [Phase(train.steps, train.batch_size, train.learning_rate, **common)]
+    phase = partial(Phase, warmup_steps=train.warmup_steps, decay=train.decay)
+    orderless_steps = train.steps if system.ordered is None else round(train.orderless_first * train.steps)
+    if train.masks_still > orderless_steps:
+        raise UserError(
+            f"--train.masks-still is {train.masks_still}, more than the {orderless_steps} steps of the orderless pair "
+            "alone: lower it, or raise --train.orderless-first"
+        )
+    if orderless_steps == 0:
+        return [phase(train.steps, train.batch_size, train.learning_rate)]
+
+    def learn_masks(whether: bool) -> None:
+        system.orderless.guide.learn_masks = whether
 
     def start_from_the_orderless_decoder() -> None:
         system.ordered.model.decoder.load_state_dict(system.orderless.model.decoder.state_dict())
 
-    return [
-        Phase(orderless_steps, train.batch_size, train.learning_rate, **common, pairs=("orderless",)),
-        Phase(
+    orderless = partial(phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",))
+    phases = [orderless(orderless_steps - train.masks_still, enter=partial(learn_masks, True))]
+    if train.masks_still:
+        phases.insert(0, orderless(train.masks_still, decay="none", enter=partial(learn_masks, False)))
+    if train.steps > orderless_steps:
+        ordered = phase(
             train.steps - orderless_steps,
             train.ordered_batch_size or train.batch_size,
             train.ordered_learning_rate or train.learning_rate,
-            **common,
             pairs=("ordered",),
             prepare=start_from_the_orderless_decoder,
-        ),
-    ]
+        )
+        phases.append(ordered)
+    return phases
 
 
 def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:

@@ -29,6 +29,8 @@ class LatentObjectModel(Program):
         order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
         image_scale: sigma of Eq. 3, for images in [0, 1].
         width: features of a token in f; the slot dimension in the paper.
+        num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all by
+            default. KLs need no decoder and use every scene.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class LatentObjectModel(Program):
         width: int | None = None,
         scene_prior: nn.Module | None = None,
         order_net: nn.Module | None = None,
+        num_rendered: int | None = None,
     ):
         super().__init__()
         width = width or slot_dim
         self.num_slots, self.slot_dim, self.scene_dim = num_slots, slot_dim, scene_dim
+        self.num_rendered = num_rendered
         self.decoder = decoder
         self.likelihood = GaussianLikelihood(image_scale)
         self.scene_prior = scene_prior or StandardNormal(scene_dim)
@@ -55,11 +59,17 @@ class LatentObjectModel(Program):
 
     def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
         """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W)."""
-        with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
+        num_scenes = num_scenes if images is None else len(images)
+        with pyro.plate("scenes", num_scenes, dim=-2):
             scene = pyro.sample("s", self.scene_prior())
             with pyro.plate("slots", self.num_slots, dim=-1):
                 prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
                 slots = pyro.sample("z", self.slot_prior(prior_order))
+        partly = self.training and images is not None and self.num_rendered is not None
+        num_rendered = min(self.num_rendered, num_scenes) if partly else num_scenes
+        with pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2):
+            slots = pyro.subsample(slots, event_dim=1)
+            images = images if images is None else pyro.subsample(images, event_dim=2)
             return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))  # Eq. 3
 
     def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:

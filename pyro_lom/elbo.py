@@ -1,5 +1,6 @@
 """The evidence lower bound, site by site and scene by scene (Eqs. 6-8)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,17 @@ SCENES_DIM = -2  # where models and guides keep their plate `scenes`
 
 
 class Terms(NamedTuple):
-    """The ELBO's terms by site, in nats per scene: ELBO = sum of `log_likelihood` - sum of `kl`."""
+    """The ELBO's terms by site, in nats per scene: ELBO = sum of `log_likelihood` - sum of `kl`.
 
-    log_likelihood: dict[str, Float[Tensor, "B"]]
+    A site in a subsampled plate has its scenes only: n of them instead of B.
+    """
+
+    log_likelihood: dict[str, Float[Tensor, "n"]]
     kl: dict[str, Float[Tensor, "B"]]
 
-    def elbo(self) -> Float[Tensor, "B"]:
-        return sum(self.log_likelihood.values()) - sum(self.kl.values())
+    def mean_elbo(self) -> Float[Tensor, ""]:
+        """Averaged over scenes."""
+        return sum(value.mean() for value in self.log_likelihood.values()) - sum(kl.mean() for kl in self.kl.values())
 
 
 class TraceScene_ELBO(Trace_ELBO):
@@ -38,7 +43,8 @@ class TraceScene_ELBO(Trace_ELBO):
     and enters as log q.
 
     B times this loss is that of `TraceMeanField_ELBO`, or with `analytic_kl=False, num_kl_samples=1` of `Trace_ELBO`.
-    As in `TraceMeanField_ELBO`, the analytic KL asks that no parent of a site in the model descends from it in the guide.
+    As in `TraceMeanField_ELBO`, an analytic KL asks that no parent of a site in the model descends from it in the
+    guide.
     """
 
     def __init__(self, *, analytic_kl: bool = True, num_kl_samples: int = 32):
@@ -83,7 +89,7 @@ class TraceScene_ELBO(Trace_ELBO):
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Float[Tensor, ""]:
         """The negative ELBO, in nats, averaged over scenes."""
-        return -self.terms(model, guide, *args, **kwargs).elbo().mean()
+        return -self.terms(model, guide, *args, **kwargs).mean_elbo()
 
     def loss(self, model, guide, *args, **kwargs) -> float:
         with torch.no_grad():
@@ -106,7 +112,12 @@ def _samples(trace) -> dict:
 
 
 def _per_scene(values: Tensor, site) -> Float[Tensor, "B"]:
-    """Sum a site's values over every batch dimension but that of the plate `scenes`."""
-    values = scale_and_mask(values, site["scale"], site["mask"])
+    """Sum a site's values over every batch dimension but that of the scenes.
+
+    A subsampled plate multiplies its sites' scale so that their sum estimates that of the full plate. Here terms are
+    averaged over the scenes that they have, so that factor is taken out again.
+    """
+    subsampling = math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"])
+    values = scale_and_mask(values, site["scale"] / subsampling, site["mask"])
     values = values.expand(site["fn"].batch_shape)
     return values.movedim(SCENES_DIM, 0).flatten(1).sum(1)

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_lom.runs import replacing
+
 _SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
 _CELL = 0.62  # inches a scene takes
 
@@ -41,7 +43,7 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "N C H W"]]], 
     top = 1 - 0.4 / figure.get_figheight()
     left = 1.6 / figure.get_figwidth()
     figure.subplots_adjust(left=left, right=0.995, top=top, bottom=0.01, wspace=0.04, hspace=0.04)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def save_curves(path: Path, metrics: list[dict]) -> None:
@@ -72,4 +74,9 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
         axis.grid(alpha=0.3)
         if keys:
             axis.legend(fontsize=7)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -49,8 +49,8 @@ class Target(NamedTuple):
         excess = value - math.log(image_scale)
         if excess <= 0:
             raise UserError(
-                f"the GECO target {value} cannot be reached: with image_scale {image_scale} a perfect reconstruction has "
-                f"{math.log(image_scale):.6f} nats per pixel and channel; choose a larger one"
+                f"the GECO target {value} cannot be reached: with image_scale {image_scale} a perfect reconstruction "
+                f"has {math.log(image_scale):.6f} nats per pixel and channel; choose a larger target"
             )
         return cls.from_rmse(math.sqrt(2 * excess) * image_scale, image_scale=image_scale, image_shape=image_shape)
 
@@ -118,7 +118,7 @@ class Geco(TraceScene_ELBO, nn.Module):
 
     def error(self, terms: Terms) -> Float[Tensor, ""]:
         """Mean negative log-likelihood, nats per scene."""
-        return -sum(terms.log_likelihood.values()).mean()
+        return -sum(value.mean() for value in terms.log_likelihood.values())
 
     def kl(self, terms: Terms) -> Float[Tensor, ""]:
         """Mean KL over scenes, each site's held above its free nats scene by scene (Eq. 26)."""
@@ -158,8 +158,8 @@ class MultiplicativeGeco(Geco):
 
         loss = error + beta KL,    beta <- beta exp(step_size (target - ema of error))
 
-    Published: beta from 1 within [1e-10, 1e10], speed-up 10, step size 1e-5 (1e-6 in the LOM paper) times 64^2 / side^2.
-    A beta below 1 is no bound on the likelihood; it equals a smaller image_scale.
+    Published: beta from 1 within [1e-10, 1e10], speed-up 10, step size 1e-5 (1e-6 in the LOM paper) times
+    64^2 / side^2. A beta below 1 is no bound on the likelihood; it equals a smaller image_scale.
     """
 
     def __init__(self, target: Target, *, initial: float = 1.0, bounds=(1e-10, 1e10), **options):

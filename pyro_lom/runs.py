@@ -7,6 +7,8 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,8 +47,12 @@ class Run:
                 except FileExistsError:  # another process took the number
                     continue
         run = cls(folder)
-        run.write_json("config.json", config)
-        run.write_json("environment.json", _environment())
+        try:
+            run.write_json("config.json", config)
+            run.write_json("environment.json", _environment())
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return run
 
     @classmethod
@@ -63,8 +69,10 @@ class Run:
 
     @property
     def figures(self) -> Path:
-        (self.folder / "figures").mkdir(exist_ok=True)
-        return self.folder / "figures"
+        folder = self.folder / "figures"
+        with _told(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
 
     def read_json(self, name: str) -> dict:
         """Raises UserError when the file is missing or is not JSON."""
@@ -75,11 +83,8 @@ class Run:
             raise UserError(f"{path} cannot be read: {error}") from error
 
     def write_json(self, name: str, content: dict) -> None:
-        path = self.folder / name
-        with _told(path):
-            temporary = path.with_name(path.name + ".tmp")
+        with replacing(self.folder / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, path)
 
     def log(self, line: str) -> None:
         self._append("log.txt", line)
@@ -88,19 +93,18 @@ class Run:
         self._append("metrics.jsonl", json.dumps(metrics))
 
     def metrics(self) -> list[dict]:
-        """The logged metrics, a dict a log step. A resumed run logs some steps again: the last word counts."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return list({row["step"]: row for row in map(json.loads, lines)}.values())
+        """The logged metrics, a dict a log step; half a line, as a kill or a full disk may leave it, does not count."""
+        path, rows = self.folder / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def truncate_metrics(self, step: int) -> None:
         """Forget metrics of steps after `step`, from which the run goes on."""
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
-        path = self.folder / "metrics.jsonl"
-        with _told(path):
-            temporary = path.with_name(path.name + ".tmp")
+        with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(kept))
-            os.replace(temporary, path)
 
     def save_checkpoint(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict) -> Path:
         """Write `checkpoints/step-00001000/`, then drop all but the last two."""
@@ -121,7 +125,7 @@ class Run:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        for old in self.checkpoints()[:-_KEPT_CHECKPOINTS]:
+        for old in (*self.checkpoints()[:-_KEPT_CHECKPOINTS], *folder.parent.glob("*.tmp")):
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
@@ -171,21 +175,31 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Pa
     module.load_state_dict(weights)
 
 
-class _told:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes `path` once it is written, so that no reader meets half of one.
+
+    Raises:
+        UserError: the disk is full, or the file may not be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with _told(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     """Turns a full disk or a forbidden path into one line that names it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        no_space = isinstance(error, SafetensorError) and "No space left" in str(error)
-        if no_space or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            raise UserError(f"cannot write {self.path}: the disk is full; make room and resume the run") from error
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors tells of the disk in words alone
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        reason = "the disk is full; make room and resume the run" if full else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,13 +215,14 @@ def _sync(path: Path) -> None:
 
 
 def _environment() -> dict:
-    root = Path(__file__).parent.parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
+    root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},

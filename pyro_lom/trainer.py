@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
 from pyro_lom.runs import Run, load_weights
 from pyro_lom.types import OrderlessPosterior
@@ -23,8 +24,8 @@ from pyro_lom.types import OrderlessPosterior
 class Phase:
     """A stretch of training. The paper has one, of both pairs; a short training may take the pairs in turn.
 
-    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `prepare` runs once, when the
-    phase begins.
+    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `enter` runs whenever the phase
+    is entered, also by a run that resumes within it; `prepare` runs once, at its first step.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Phase:
     warmup_steps: int = 0  # linear, from 0
     decay: Literal["none", "linear", "halving"] = "none"
     pairs: tuple[str, ...] | None = None
+    enter: Callable[[], None] | None = None
     prepare: Callable[[], None] | None = None
 
     def learning_rate_at(self, step: int) -> float:
@@ -50,15 +52,16 @@ class Phase:
 
 
 class NonFiniteLoss(Exception):
-    """A term of the objective became NaN or infinite."""
+    """A term of the objective, or a weight, became NaN or infinite."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop, and saved itself."""
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
-        self.signal_number, self.step = signal_number, step
+    def __init__(self, signal_number: int, step: int, run: Run):
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} after step {step}, and saved; --resume {run.folder} goes on from there")
+        self.signal_number = signal_number
 
 
 class Trainer:
@@ -99,10 +102,11 @@ class Trainer:
         self._stop_signal = 0
 
     def resume(self) -> None:
-        """Take up the run's last checkpoint."""
-        weights, self._optimizer_tensors, state = self.run.load_checkpoint()
-        load_weights(self.objective, weights, self.run.folder)
-        self.step, self.seconds, self.images_seen = state["step"], state["seconds"], state["images_seen"]
+        """Take up the run's last checkpoint; a run that was killed before its first begins again."""
+        if self.run.checkpoints():
+            weights, self._optimizer_tensors, state = self.run.load_checkpoint()
+            load_weights(self.objective, weights, self.run.folder)
+            self.step, self.seconds, self.images_seen = state["step"], state["seconds"], state["images_seen"]
         if self.fabric.is_global_zero:
             self.run.truncate_metrics(self.step)
 
@@ -130,7 +134,6 @@ class Trainer:
                 if self.step < start + phase.steps:
                     self._fit_phase(phase, start)
                 start += phase.steps
-            self._save()
         finally:
             self.progress.close()
             for number, handler in handlers.items():
@@ -140,6 +143,8 @@ class Trainer:
         names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
         for name, pair in self.objective.pairs.items():
             pair.requires_grad_(name in names)
+        if phase.enter is not None:
+            phase.enter()
         if self.step == start and phase.prepare is not None:
             phase.prepare()
         fabric = self.fabric
@@ -148,8 +153,9 @@ class Trainer:
         module, optimizer = self._set_up(phase)
         self.progress.set_description_str("+".join(names), refresh=False)
 
+        self._first_bad: Tensor | None = None
         self._begin_window()
-        for self.step in range(self.step, start + phase.steps):
+        while self.step < start + phase.steps:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
@@ -167,29 +173,23 @@ class Trainer:
             self.objective.update(
                 {name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()}
             )
-            self._note_non_finite(evaluation.terms)
-
             self.step += 1
+            self._note_non_finite(evaluation.terms)
             self.images_seen += phase.batch_size * fabric.world_size
             self.progress.update()
             last = self.step == start + phase.steps
-            if self.step % self.log_every == 0 or last or self._stop_signal:
+            stop = self._signal_to_obey()
+            if self.step % self.log_every == 0 or last or stop:
                 self._log(evaluation, names, optimizer)
-            if self._stop_signal:
-                self._save(optimizer)
-                raise Interrupted(self._stop_signal, self.step)
-            if self.step % self.checkpoint_every == 0 and not last:
-                self._save(optimizer)
-            if (
-                self.preview is not None
-                and self.preview_every
-                and self.step % self.preview_every == 0
-                and fabric.is_global_zero
-            ):
+            if self.step % self.checkpoint_every == 0 or last or stop:
+                self._save(None if last else optimizer)  # the next phase begins with a fresh optimiser
+            if stop:
+                raise Interrupted(stop, self.step, self.run)
+            if self.preview and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
                 self._count_time()
                 self.preview(self.step)
                 self._begin_window()
-        self._optimizer_tensors = None  # the next phase begins with a fresh optimiser
+        self._optimizer_tensors = None
 
     def _set_up(self, phase: Phase):
         named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
@@ -200,6 +200,11 @@ class Trainer:
             saved: dict[int, dict[str, Tensor]] = {}
             for key, tensor in self._optimizer_tensors.items():
                 name, slot = key.rsplit("/", 1)
+                if name not in self._trained_names:
+                    raise UserError(
+                        f"the checkpoint in {self.run.folder} was training {name}, which does not train at step "
+                        f"{self.step} of this configuration: restore the config.json that the run began with"
+                    )
                 saved.setdefault(self._trained_names.index(name), {})[slot] = tensor
             optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
         return module, optimizer
@@ -222,11 +227,19 @@ class Trainer:
     def _ask_to_stop(self, number: int, frame) -> None:
         self._stop_signal = number
 
+    def _signal_to_obey(self) -> int:
+        """The signal that arrived, or 0. Several processes agree on one at log steps, since that synchronises them."""
+        if self.fabric.world_size == 1:
+            return self._stop_signal
+        if self.step % self.log_every:
+            return 0
+        signals = torch.tensor(self._stop_signal, device=self.fabric.device)
+        return int(self.fabric.all_reduce(signals, reduce_op="max"))
+
     # Bookkeeping. Tensors are read back at log steps only.
 
     def _begin_window(self) -> None:
         self._window_start, self._window_images = time.perf_counter(), self.images_seen
-        self._first_bad: Tensor | None = None
 
     def _count_time(self) -> float:
         """Add the time since the last call to the run's; returns images per second over it."""
@@ -238,24 +251,24 @@ class Trainer:
         return rate
 
     def _note_non_finite(self, terms: dict[str, Tensor]) -> None:
-        bad = ~torch.isfinite(torch.stack(list(terms.values())))
-        if self._first_bad is None:
-            self._first_bad = torch.full(bad.shape, -1, device=bad.device)
-        self._first_bad = torch.where((self._first_bad < 0) & bad, self.step, self._first_bad)
+        self._sites, never = list(terms), self.num_steps + 1
+        bad = torch.where(torch.isfinite(torch.stack(list(terms.values()))), never, self.step)
+        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
 
-    def _check_finite(self, names: list[str]) -> None:
-        first = {name: step for name, step in zip(names, self._first_bad.tolist(), strict=True) if step >= 0}
-        if first:
-            step = min(first.values())
-            site = next(name for name in names if first.get(name) == step)
-            saved = self.run.checkpoints()
-            where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise NonFiniteLoss(
-                f"the loss is not finite: site {site} first became NaN or infinite in step {step}; {where}"
-            )
+    def _check_terms(self) -> None:
+        first = self.fabric.all_reduce(self._first_bad, reduce_op="min").tolist()
+        step = min(first)
+        if step <= self.num_steps:
+            site = self._sites[first.index(step)]
+            self._give_up(f"the loss is not finite: site {site} first became NaN or infinite in step {step}")
+
+    def _give_up(self, what: str) -> None:
+        saved = self.run.checkpoints()
+        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise NonFiniteLoss(f"{what}; {where}")
 
     def _log(self, evaluation, names: tuple[str, ...], optimizer) -> None:
-        self._check_finite(list(evaluation.terms))
+        self._check_terms()
         rate = self._count_time()
         metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -271,15 +284,20 @@ class Trainer:
             self.progress.set_postfix_str(progress_line(metrics, names), refresh=False)
 
     def _save(self, optimizer=None) -> None:
-        tensors = {}
+        """Write a checkpoint, of finite numbers only."""
+        self._check_terms()
+        weights, tensors = self.objective.state_dict(), {}
         if optimizer is not None:
             for index, slots in optimizer.state_dict()["state"].items():
                 for slot, value in slots.items():
                     tensors[f"{self._trained_names[index]}/{slot}"] = torch.as_tensor(value)
+        for name, tensor in (weights | tensors).items():
+            if not torch.isfinite(tensor).all():
+                self._give_up(f"the weights are not finite: {name} became NaN or infinite by step {self.step}")
         if self.fabric.is_global_zero:
             self.run.save_checkpoint(
                 self.step,
-                self.objective.state_dict(),
+                weights,
                 tensors,
                 {"seconds": self.seconds, "images_seen": self.images_seen},
             )

@@ -19,7 +19,7 @@ class Rendering(NamedTuple):
 
 
 class OrderlessPosterior(NamedTuple):
-    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with the masks that the encoder pooled its features over, if it has any."""
+    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with the masks that the encoder pooled features over, if it has any."""
 
     loc: Float[Tensor, "*batch K Dz"]
     scale: Float[Tensor, "*batch K Dz"]

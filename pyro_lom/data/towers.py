@@ -16,15 +16,16 @@ NUM_BACKGROUND = 2
 MAX_BLOCKS = 5
 
 _TRAIN, _VALIDATION, _TEST = 8192, 1024, 2048
-_STACK_ROWS = 24  # rows that the tallest stack may take
+_STACK_ROWS = 21  # rows that the tallest stack may take
 
 
 def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scenes:
     """Draw `num_scenes` 32x32 RGB scenes: one tower of 1 to `max_blocks` blocks stands on a floor before a wall.
 
-    Blocks of a tower share their height, touch, and shift sideways by at most 3 pixels from one to the next; nothing
-    floats. Colour alone does not tell blocks apart: a block takes the hue of the block below it half of the time,
-    every block is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour.
+    The tower stands a little in front of the wall, 3 to 5 rows below the horizon. Its blocks are 21 // max_blocks rows
+    high and 8 to 13 pixels wide, touch, and shift sideways by at most 3 pixels from one to the next; nothing floats.
+    Colour alone does not tell blocks apart: a block takes the hue of the block below it half of the time, every block
+    is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour.
 
     Labels are 0 wall, 1 floor, 2.. blocks from the lowest up. Factors, one column per block and 0 where there is
     none: `present`, `left`, `top`, `width`, `height` in pixels, and `hue` in degrees.
@@ -42,23 +43,21 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
 
     rows, columns = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
 
-    # Background: a pastel wall above the horizon and a dark floor below it, each with gentle slopes of brightness.
+    # Background: a pastel wall that is lighter above, and a dark floor that is lighter in front.
     horizon = integers(20, 24, n)
-    wall = rng.uniform(0.68, 0.88, (n, 1)) + rng.uniform(-0.07, 0.07, (n, 3))
-    floor = rng.uniform(0.18, 0.36, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
-    slopes = rng.uniform(-0.12, 0.12, (n, 2, 1, 1, 1))
-    across, down = (columns / (SIZE - 1) - 0.5)[..., None], (rows / (SIZE - 1) - 0.5)[..., None]
-    wall_image = wall[:, None, None] + slopes[:, 0] * across + slopes[:, 1] * down
+    wall = rng.uniform(0.70, 0.84, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
+    floor = rng.uniform(0.20, 0.32, (n, 1)) + rng.uniform(-0.04, 0.04, (n, 3))
+    down = (rows / (SIZE - 1) - 0.5)[..., None]
+    wall_image = wall[:, None, None] - 0.16 * down
     floor_image = floor[:, None, None] * (1 + 1.2 * down)
     is_floor = rows >= horizon[:, None, None]
     images = np.where(is_floor[..., None], floor_image, wall_image)
     labels = np.where(is_floor, FLOOR, WALL).astype(np.uint8)
 
     # The tower.
-    tallest = _STACK_ROWS // max_blocks
     num_blocks = integers(1, max_blocks, n)
-    foot = integers(25, 29, n)  # first row below the tower; always below the horizon
-    height = integers(3 * tallest // 4, tallest, n)
+    height = _STACK_ROWS // max_blocks
+    foot = horizon + integers(3, 5, n)  # first row below the tower
     centre = integers(12, 20, n)
     factors = {
         name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")
@@ -70,13 +69,12 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
         if k > 0:
             centre = np.clip(centre + integers(-3, 3, n), 8, SIZE - 8)
             hue = np.where(rng.random(n) < 0.5, hue, rng.uniform(0, 130, n))
-        saturation, value = rng.uniform(0.8, 0.95, n), rng.uniform(0.85, 1.0, n)
         left, top = centre - width // 2, foot - (k + 1) * height
-        inside_rows = (rows >= top[:, None, None]) & (rows < (top + height)[:, None, None])
+        inside_rows = (rows >= top[:, None, None]) & (rows < top[:, None, None] + height)
         inside = inside_rows & (columns >= left[:, None, None]) & (columns < (left + width)[:, None, None])
         inside &= present[:, None, None]
-        shade = 1 - 0.35 * (rows - top[:, None, None]) / (height - 1)[:, None, None]
-        colour = hsv_to_rgb(np.stack([hue / 360, saturation, value], -1))
+        shade = 1 - 0.35 * (rows - top[:, None, None]) / (height - 1)
+        colour = hsv_to_rgb(np.stack([hue / 360, np.full(n, 0.9), np.full(n, 0.95)], -1))
         images = np.where(inside[..., None], colour[:, None, None] * shade[..., None], images)
         labels = np.where(inside, NUM_BACKGROUND + k, labels).astype(np.uint8)
         for name, values in dict(present=1, left=left, top=top, width=width, height=height, hue=hue).items():

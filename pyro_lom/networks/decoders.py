@@ -1,6 +1,7 @@
 """Decoders: every slot, alone, to the channels of an image (colours and one mask logit)."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,8 +35,8 @@ class SeparableDecoder(nn.Module):
 
         out_c(y, x) = b_c(slot) + sum_r w_cr v_r(y; slot) u_r(x; slot),    r = 1..rank
 
-    The profiles are multilayer perceptrons of the slot and a learned embedding of the row or column. Sharp edges along
-    the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's convolutions).
+    The profiles are perceptrons with one hidden layer, of the slot and a learned embedding of the row or column. Sharp
+    edges along the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's convolutions).
     """
 
     def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int, rank: int = 16):
@@ -44,17 +45,14 @@ class SeparableDecoder(nn.Module):
         # Row or column y switches unit j on at slope_j (y - offset_j): kinks spread over the image from the start.
         slope, offset = torch.empty(2, 1, 2 * width).uniform_(-4, 4), torch.empty(1, 2 * width).uniform_(-1, 1)
         self.place = nn.Parameter(slope[0] * (torch.linspace(-1, 1, size)[:, None] - offset))
-        self.rows = self._profile(width, rank)
-        self.columns = self._profile(width, rank)
+        self.rows = nn.Linear(width, rank)
+        self.columns = nn.Linear(width, rank)
         self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))
-        self.weight = nn.Parameter(torch.randn(out_channels, rank) / rank**0.5)
-
-    @staticmethod
-    def _profile(width: int, rank: int) -> nn.Module:
-        return nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, rank))
+        self.weight = nn.Parameter(3 * torch.randn(out_channels, rank) / rank**0.5)  # large enough for crisp masks
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
-        rows, columns = (self.slot(slots).unsqueeze(-2) + self.place).chunk(2, dim=-1)  # (*batch, size, width)
+        hidden = F.relu(self.slot(slots).unsqueeze(-2) + self.place)
+        rows, columns = hidden.chunk(2, dim=-1)  # (*batch, size, width)
         rows, columns = self.rows(rows), self.columns(columns)  # (*batch, size, rank)
         weighted = rows.unsqueeze(-3) * self.weight.unsqueeze(-2)  # (*batch, out, H, rank)
         image = weighted @ columns.transpose(-1, -2).unsqueeze(-3)

@@ -1,0 +1,125 @@
+"""The generative stories: what they sample, in which shapes, and what follows from what."""
+
+import pytest
+import torch
+from pyro import poutine
+from tiny import IMAGE_SHAPE, NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_system
+
+B, K = 4, NUM_SLOTS
+
+
+@pytest.fixture(params=NETWORKS)
+def lom(request):
+    return tiny_system(networks=request.param).ordered.model
+
+
+@pytest.fixture(params=NETWORKS)
+def genesis_v2(request):
+    return tiny_system("genesis-v2", request.param).orderless.model
+
+
+def trace_of(model, *args, **kwargs):
+    torch.manual_seed(2)
+    return poutine.trace(model).get_trace(*args, **kwargs)
+
+
+def shapes_of(trace):
+    """Batch shape and event shape of every site that carries probability."""
+    functions = {name: trace.nodes[name]["fn"] for name in ("s", "o", "z", "x") if name in trace.nodes}
+    return {name: (fn.batch_shape, fn.event_shape) for name, fn in functions.items()}
+
+
+class TestLatentObjectModel:
+    def test_without_images_it_draws_scenes(self, lom):
+        trace = trace_of(lom, num_scenes=B)
+        assert shapes_of(trace) == {
+            "s": ((B, 1), (SCENE_DIM,)),
+            "z": ((B, K), (SLOT_DIM,)),
+            "x": ((B, 1), IMAGE_SHAPE),
+        }
+        assert trace.nodes["h"]["value"].shape == (B, K, SLOT_DIM)
+        assert trace.nodes["h"]["infer"]["_deterministic"]
+        assert not trace.nodes["x"]["is_observed"]
+        assert trace.nodes["_RETURN"]["value"] is trace.nodes["x"]["value"]
+
+    def test_one_scene_is_the_default(self, lom):
+        assert trace_of(lom).nodes["_RETURN"]["value"].shape == (1, 1, *IMAGE_SHAPE)
+
+    def test_images_are_observed(self, lom):
+        images = tiny_images(B)
+        trace = trace_of(lom, images)
+        assert trace.nodes["x"]["is_observed"]
+        assert torch.equal(trace.nodes["x"]["value"], images.unsqueeze(1))
+        assert shapes_of(trace)["x"] == ((B, 1), IMAGE_SHAPE)
+
+    @pytest.mark.parametrize("handler", [poutine.condition, poutine.do], ids=["condition", "do"])
+    def test_a_given_scene_sets_h_and_the_slot_prior(self, lom, handler):
+        scene = torch.randn(B, 1, SCENE_DIM)
+        trace = trace_of(handler(lom, data={"s": scene}), num_scenes=B)
+        prior_order = lom.order_net(scene[:, 0])
+        torch.testing.assert_close(trace.nodes["h"]["value"], prior_order)
+        torch.testing.assert_close(trace.nodes["z"]["fn"].mean, lom.slot_prior(prior_order).mean)
+
+    @pytest.mark.parametrize("handler", [poutine.condition, poutine.do], ids=["condition", "do"])
+    def test_given_slots_set_the_image_and_not_the_scene(self, lom, handler):
+        slots = torch.randn(B, K, SLOT_DIM)
+        trace = trace_of(handler(lom, data={"z": slots}), num_scenes=B)
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], lom.render(slots).image)
+        assert torch.equal(trace.nodes["s"]["value"], trace_of(lom, num_scenes=B).nodes["s"]["value"])
+
+    def test_the_prior_of_a_slot_depends_on_the_scene_and_its_place_alone(self, lom):
+        scene = torch.randn(1, 1, SCENE_DIM).expand(B, -1, -1)
+        prior = trace_of(poutine.condition(lom, data={"s": scene}), num_scenes=B).nodes["z"]["fn"]
+        torch.testing.assert_close(prior.mean, prior.mean[:1].expand(B, -1, -1))
+        assert (prior.mean[0, 0] != prior.mean[0, 1]).any()
+
+    def test_the_scene_prior_is_standard_normal(self, lom):
+        prior = trace_of(lom, num_scenes=B).nodes["s"]["fn"]
+        assert not prior.mean.any()
+        assert (prior.stddev == 1).all()
+
+
+class TestGenesisV2:
+    def test_without_images_it_draws_scenes(self, genesis_v2):
+        trace = trace_of(genesis_v2, num_scenes=B)
+        assert shapes_of(trace) == {"o": ((B, K), (SLOT_DIM,)), "x": ((B, 1), IMAGE_SHAPE)}
+        assert not trace.nodes["x"]["is_observed"]
+
+    def test_slots_are_independent_and_standard_normal(self, genesis_v2):
+        prior = trace_of(genesis_v2, num_scenes=B).nodes["o"]["fn"]
+        assert not prior.mean.any()
+        assert (prior.stddev == 1).all()
+
+    def test_given_slots_set_the_image(self, genesis_v2):
+        slots = torch.randn(B, K, SLOT_DIM)
+        trace = trace_of(poutine.condition(genesis_v2, data={"o": slots}), num_scenes=B)
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], genesis_v2.render(slots).image)
+
+
+@pytest.fixture(params=[(system, networks) for system in SYSTEMS for networks in NETWORKS], ids=" ".join)
+def model(request):
+    return tiny_system(*request.param).final.model
+
+
+class TestRendering:
+    def test_masks_sum_to_one_and_weigh_the_components(self, model):
+        image, components, log_masks = model.render(torch.randn(2, B, K, SLOT_DIM))
+        assert image.shape == (2, B, *IMAGE_SHAPE)
+        assert components.shape == (2, B, K, *IMAGE_SHAPE)
+        assert log_masks.shape == (2, B, K, 1, *IMAGE_SHAPE[1:])
+        torch.testing.assert_close(log_masks.exp().sum(-4), torch.ones(2, B, 1, *IMAGE_SHAPE[1:]))
+        torch.testing.assert_close(image, (log_masks.exp() * components).sum(-4))
+        assert 0 <= components.min() and components.max() <= 1
+
+    def test_the_order_of_the_slots_does_not_matter_to_the_image(self, model):
+        slots, order = torch.randn(B, K, SLOT_DIM), torch.randperm(K)
+        rendering, permuted = model.render(slots), model.render(slots[:, order])
+        torch.testing.assert_close(permuted.image, rendering.image, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(permuted.components, rendering.components[:, order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(permuted.log_masks, rendering.log_masks[:, order], rtol=1e-4, atol=1e-4)
+
+    def test_the_likelihood_is_normal_around_the_image_with_image_scale(self, model):
+        trace = trace_of(model, num_scenes=B)
+        slots = trace.nodes["z" if "z" in trace.nodes else "o"]["value"]
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(slots).image)
+        assert (trace.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()

@@ -1,0 +1,41 @@
+"""Decoders draw every slot alone, at any size and in any batch."""
+
+import pytest
+import torch
+
+from pyro_lom.networks.decoders import DECODERS
+
+pytestmark = pytest.mark.parametrize("decoder_class", DECODERS.values(), ids=DECODERS)
+
+
+@pytest.mark.parametrize("out_channels", [2, 4])
+@pytest.mark.parametrize("size", [32, 48, 64])
+@pytest.mark.parametrize("batch", [(3,), (2, 3), (2, 1, 3)], ids=str)
+def test_the_output_has_the_asked_size(decoder_class, size, out_channels, batch):
+    decoder = decoder_class(6, size, out_channels=out_channels, width=8)
+    assert decoder(torch.randn(*batch, 6)).shape == (*batch, out_channels, size, size)
+
+
+def test_a_slot_is_drawn_as_if_it_were_alone(decoder_class):
+    decoder, slots = decoder_class(6, 32, out_channels=4, width=8), torch.randn(2, 3, 6)
+    images = decoder(slots)
+    for b in range(2):
+        for k in range(3):
+            torch.testing.assert_close(images[b, k], decoder(slots[b, k : k + 1])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_no_two_pixels_are_bound_to_be_alike(decoder_class):
+    decoder = decoder_class(6, 32, out_channels=4, width=8)
+    image = decoder(torch.randn(8, 6)).detach()
+    assert image.std(-1).gt(0).all() and image.std(-2).gt(0).all()
+
+
+def test_every_weight_is_used(decoder_class):
+    decoder = decoder_class(6, 32, out_channels=4, width=8)
+    decoder(torch.randn(16, 6)).square().mean().backward()
+    assert all(parameter.grad.any() for parameter in decoder.parameters())
+
+
+def test_a_checkpoint_holds_nothing_but_weights(decoder_class):
+    decoder = decoder_class(6, 32, out_channels=4, width=8)
+    assert set(decoder.state_dict()) == {name for name, _ in decoder.named_parameters()}

@@ -1,0 +1,30 @@
+"""Heads of distributions stay in float32 and positive."""
+
+import pytest
+import torch
+
+from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_scale_is_a_softplus_above_its_floor_in_float32(dtype):
+    raw = torch.tensor([-1000.0, -1.0, 0.0, 2.0, 50.0]).to(dtype)
+    scale = positive(raw)
+    assert scale.dtype == torch.float32
+    torch.testing.assert_close(scale, torch.log1p(raw.double().exp()).clamp(max=50).float() + 1e-4)
+    assert positive(raw, floor=0.5).min() == 0.5
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
+def test_a_head_gives_a_normal_over_vectors(batch):
+    head, features = GaussianHead(6, 5), torch.randn(*batch, 6)
+    normal = head(features)
+    assert (normal.batch_shape, normal.event_shape) == (batch, (5,))
+    torch.testing.assert_close(normal.mean, head.loc(features))
+    torch.testing.assert_close(normal.stddev, positive(head.raw_scale(features)))
+
+
+def test_dimensions_of_a_diagonal_normal_are_independent():
+    loc, scale, value = torch.randn(4, 3), torch.rand(4, 3) + 0.1, torch.randn(4, 3)
+    expected = torch.distributions.Normal(loc, scale).log_prob(value).sum(-1)
+    torch.testing.assert_close(diagonal_normal(loc, scale).log_prob(value), expected)

@@ -1,0 +1,274 @@
+"""Our ELBO is Pyro's, kept apart by site and scene and averaged over scenes."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule, PyroParam
+from tiny import NETWORKS, NUM_SCENES, SCENE_DIM, SYSTEMS, tiny_images, tiny_system
+from torch import nn
+from torch.distributions import Categorical, constraints
+
+from pyro_lom.elbo import TraceScene_ELBO
+
+LATENTS = {"lom-genesis-v2": {"s", "z"}, "genesis-v2": {"o"}}
+
+
+class Mixture(nn.Module):
+    """A scene prior whose KL has no closed form; with `spread` 0 it is N(0, I) in disguise."""
+
+    def __init__(self, spread=0.0):
+        super().__init__()
+        self.loc = nn.Parameter(spread * torch.randn(3, SCENE_DIM))
+        self.logits = nn.Parameter(torch.tensor([0.0, 1.0, -1.0]))
+
+    def forward(self):
+        components = dist.Normal(self.loc, 1.0).to_event(1)
+        return dist.MixtureSameFamily(Categorical(logits=self.logits), components)
+
+
+class PyroNormal(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(SCENE_DIM))
+        self.scale = PyroParam(torch.ones(SCENE_DIM), constraints.positive)
+
+    def forward(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Everything in float64: what casts its heads up to float32, whatever the autocast, casts to float64 here."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def gradients(loss, pair):
+    for module in pair:
+        module.zero_grad()
+    loss.backward()
+    return {f"{i}.{n}": p.grad for i, module in enumerate(pair) for n, p in module.named_parameters()}
+
+
+def terms_of(pair, elbo=None, images=None):
+    torch.manual_seed(3)
+    return (elbo or TraceScene_ELBO()).terms(*pair, tiny_images() if images is None else images)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (TraceMeanField_ELBO(), TraceScene_ELBO()),
+        (Trace_ELBO(), TraceScene_ELBO(analytic_kl=False, num_kl_samples=1)),
+    ],
+    ids=["TraceMeanField_ELBO", "Trace_ELBO"],
+)
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_number_of_scenes_times_our_mean_is_pyros_loss_and_gradient(float64, system, networks, theirs, ours):
+    pair, images = tiny_system(system, networks).final, tiny_images()
+    torch.manual_seed(3)
+    our_loss = NUM_SCENES * ours.differentiable_loss(*pair, images)
+    our_gradients = {name: g if g is None else g.clone() for name, g in gradients(our_loss, pair).items()}
+    torch.manual_seed(3)
+    their_loss = theirs.differentiable_loss(*pair, images)
+    their_gradients = gradients(their_loss, pair)
+    torch.testing.assert_close(our_loss, their_loss, rtol=1e-10, atol=0)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-10, atol=1e-10 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_elbo_interface_gives_the_same_loss(system):
+    pair, images, elbo = tiny_system(system).final, tiny_images(), TraceScene_ELBO()
+    losses = []
+    for evaluate in (elbo.differentiable_loss, elbo.loss, elbo.loss_and_grads, lambda m, g, x: elbo(m, g)(x)):
+        torch.manual_seed(3)
+        losses.append(torch.as_tensor(evaluate(*pair, images)).detach())
+    terms = terms_of(pair)
+    expected = sum(kl.mean() for kl in terms.kl.values()) - terms.log_likelihood["x"].mean()
+    torch.testing.assert_close(torch.stack(losses), expected.expand(4))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_there_is_a_term_for_every_site_and_scene(system):
+    terms = terms_of(tiny_system(system).final)
+    assert set(terms.log_likelihood) == {"x"}
+    assert set(terms.kl) == LATENTS[system] | {"seed_scores"}
+    assert {term.shape for part in terms for term in part.values()} == {(NUM_SCENES,)}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_kl_of_every_site_meets_its_monte_carlo_estimate(system):
+    pair = tiny_system(system).final
+    analytic = terms_of(pair).kl
+    sampled = terms_of(pair, TraceScene_ELBO(analytic_kl=False, num_kl_samples=20_000)).kl
+    for name in LATENTS[system]:
+        torch.testing.assert_close(sampled[name], analytic[name], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_single_sample_kl_is_the_traces_log_ratio(system):
+    pair, images = tiny_system(system).final, tiny_images()
+    kl = terms_of(pair, TraceScene_ELBO(analytic_kl=False, num_kl_samples=1)).kl
+    torch.manual_seed(3)
+    guide = poutine.trace(pair.guide).get_trace(images)
+    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(images)
+    for trace in (guide, model):
+        trace.compute_log_prob()
+    for name in LATENTS[system]:
+        ratio = guide.nodes[name]["log_prob"] - model.nodes[name]["log_prob"]
+        torch.testing.assert_close(kl[name], ratio.sum(-1))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_scenes_terms_do_not_depend_on_the_others(system):
+    pair, images = tiny_system(system).final, tiny_images(4)
+    guide = poutine.trace(pair.guide).get_trace(images)
+
+    def terms(rows):
+        part = guide.copy()
+        for plate in ("scenes", "slots"):
+            part.remove_node(plate)
+        for name in LATENTS[system] | {"seed_scores"}:
+            part.nodes[name] = part.nodes[name] | {"value": part.nodes[name]["value"][rows]}
+        return TraceScene_ELBO().terms(pair.model, poutine.replay(pair.guide, trace=part), images[rows])
+
+    everyone, some = terms(slice(None)), terms([2, 0])
+    for all_terms, some_terms in zip(everyone, some, strict=True):
+        for name, values in all_terms.items():
+            torch.testing.assert_close(values[[2, 0]], some_terms[name], rtol=1e-4, atol=1e-4)
+
+
+class TestWithoutClosedForm:
+    def test_the_kl_is_averaged_over_fresh_samples(self):
+        known, disguised = tiny_system().final, tiny_system().final
+        disguised.model.scene_prior = Mixture(spread=0.0)
+
+        def deviation(num_kl_samples):
+            elbo, deviations = TraceScene_ELBO(num_kl_samples=num_kl_samples), []
+            for seed in range(20):
+                torch.manual_seed(seed)
+                expected = TraceScene_ELBO().terms(*known, tiny_images()).kl["s"]
+                torch.manual_seed(seed)
+                deviations.append(elbo.terms(*disguised, tiny_images()).kl["s"] - expected)
+            return torch.stack(deviations).square().mean().sqrt().item()
+
+        with torch.no_grad():
+            single = deviation(1)
+            for num_kl_samples in (16, 900):
+                assert deviation(num_kl_samples) == pytest.approx(single / num_kl_samples**0.5, rel=0.5)
+
+    def test_only_densities_are_evaluated_again(self):
+        system, calls = tiny_system(), []
+        system.ordered.model.scene_prior = Mixture(spread=1.0)
+        model, guide = system.ordered
+        for module in (model.scene_prior, model.order_net, model.decoder, guide.scene_encoder, guide.order_net):
+            module.register_forward_hook(lambda module, *_: calls.append(module))
+        terms_of(system.ordered)
+        assert sorted(map(id, calls)) == sorted(
+            map(
+                id,
+                [
+                    model.scene_prior,
+                    model.order_net,  # once to match against, once to be scored
+                    model.order_net,
+                    model.decoder,
+                    guide.scene_encoder,
+                    guide.order_net,
+                ],
+            )
+        )
+
+    def test_other_sites_keep_their_closed_form(self):
+        system = tiny_system()
+        expected = terms_of(system.final).kl["z"]
+        system.ordered.model.scene_prior = Mixture()
+        torch.testing.assert_close(terms_of(system.final).kl["z"], expected)
+
+    @pytest.mark.parametrize("prior", [Mixture(spread=0.5), PyroNormal()], ids=["mixture", "PyroModule"])
+    def test_gradients_reach_the_scene_prior_and_the_scene_posterior(self, prior):
+        pair = tiny_system().final
+        pair.model.scene_prior = prior
+        terms_of(pair).kl["s"].sum().backward()
+        for module in (prior, pair.guide.scene_posterior):
+            assert all(parameter.grad.any() for parameter in module.parameters())
+
+    def test_without_reparameterised_samples_the_traced_one_is_scored(self):
+        class Stiff(dist.Normal):
+            has_rsample = False
+
+        def model(data):
+            with pyro.plate("scenes", 4, dim=-2):
+                pyro.sample("s", dist.MixtureSameFamily(Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)))
+
+        def guide(data):
+            with pyro.plate("scenes", 4, dim=-2):
+                pyro.sample("s", Stiff(torch.zeros(4, 1), 1.0))
+
+        torch.testing.assert_close(TraceScene_ELBO().terms(model, guide, None).kl["s"], torch.zeros(4))
+
+
+def test_scale_and_mask_reach_the_terms():
+    pair, images = tiny_system().final, tiny_images()
+    plain = terms_of(pair)
+    scaled = terms_of([poutine.scale(program, 0.5) for program in pair])
+    keep = torch.tensor([[True], [False]])
+    masked = terms_of([poutine.mask(program, keep) for program in pair], images=images)
+    for plain_part, scaled_part, masked_part in zip(plain, scaled, masked, strict=True):
+        for name, values in plain_part.items():
+            torch.testing.assert_close(scaled_part[name], 0.5 * values)
+            torch.testing.assert_close(masked_part[name], values * keep[:, 0])
+
+
+def test_conditioning_both_programs_moves_a_site_from_the_kl_to_the_likelihood():
+    pair = tiny_system().final
+    scene = {"s": torch.zeros(NUM_SCENES, 1, SCENE_DIM)}
+    with pyro.validation_enabled(False):  # Pyro warns of an observed site in a guide
+        terms = terms_of([poutine.condition(program, scene) for program in pair])
+    assert set(terms.kl) == {"z", "seed_scores"}
+    expected = torch.full((NUM_SCENES,), -0.5 * SCENE_DIM * math.log(2 * math.pi))
+    torch.testing.assert_close(terms.log_likelihood["s"], expected)
+
+
+class TestAuxiliarySites:
+    @staticmethod
+    def model():
+        with pyro.plate("scenes", 3, dim=-2):
+            pyro.sample("s", dist.Normal(0.0, 1.0))
+
+    def guide(self, infer):
+        with pyro.plate("scenes", 3, dim=-2):
+            noise = pyro.sample("noise", dist.Normal(0.0, 2.0), infer=infer)
+            pyro.sample("s", dist.Normal(noise, 1.0))
+        return noise
+
+    def test_their_log_density_is_a_term(self):
+        torch.manual_seed(0)
+        kl = TraceScene_ELBO().terms(self.model, lambda: self.guide({"is_auxiliary": True})).kl
+        torch.manual_seed(0)
+        noise = self.guide({"is_auxiliary": True})
+        torch.testing.assert_close(kl["noise"], dist.Normal(0.0, 2.0).log_prob(noise)[:, 0])
+
+    def test_a_site_of_the_guide_alone_must_be_declared(self):
+        with pytest.warns(UserWarning, match="guide but not model"):
+            TraceScene_ELBO().terms(self.model, lambda: self.guide({}))
+
+
+def test_the_orderless_guides_seeds_cost_nothing():
+    torch.testing.assert_close(terms_of(tiny_system("genesis-v2").final).kl["seed_scores"], torch.zeros(NUM_SCENES))
+
+
+def test_pyro_reports_a_nan():
+    model, guide = tiny_system().final
+    with torch.no_grad():
+        guide.scale_head.bias.fill_(torch.nan)
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="NaN: loss"):
+        TraceScene_ELBO().loss_and_grads(model, guide, tiny_images())

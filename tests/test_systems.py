@@ -1,0 +1,192 @@
+"""What holds for every system: its pair works under all of Pyro's own tools, and its parts have the published sizes."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.optim
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from tiny import (
+    IMAGE_SHAPE,
+    NETWORKS,
+    NUM_SCENES,
+    NUM_SLOTS,
+    SCENE_DIM,
+    SLOT_DIM,
+    SYSTEMS,
+    tiny_config,
+    tiny_images,
+    tiny_objective,
+    tiny_system,
+)
+
+from experiments.presets import preset
+from experiments.systems import build_system
+from pyro_lom.elbo import TraceScene_ELBO
+
+SLOTS = (NUM_SCENES, NUM_SLOTS, SLOT_DIM)
+SITES = {
+    "lom-genesis-v2": {"s": (NUM_SCENES, 1, SCENE_DIM), "z": SLOTS, "x": (NUM_SCENES, 1, *IMAGE_SHAPE), "h": SLOTS},
+    "genesis-v2": {"o": SLOTS, "x": (NUM_SCENES, 1, *IMAGE_SHAPE)},
+}
+AUXILIARY = {"seed_scores"}
+ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
+IMAGES = tiny_images()
+
+every_system = pytest.mark.parametrize("system", SYSTEMS)
+all_networks = pytest.mark.parametrize("networks", NETWORKS)
+
+
+@pytest.fixture
+def pair(system, networks):
+    return tiny_system(system, networks).final
+
+
+def weights(*modules):
+    return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
+
+
+def size_of(*modules):
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def published():
+    """LOM-GENESIS-v2 at the paper's sizes, for 64x64 images."""
+    return build_system(preset("lom-genesis-v2-objects-room"), (3, 64, 64))
+
+
+class TestPublishedSizes:
+    def test_genesis_v2_has_2_366_798_parameters(self, published):
+        assert size_of(*published.orderless) == 2_366_798
+
+    def test_g_has_103_616(self, published):
+        guide = published.ordered.guide
+        assert size_of(guide.scene_encoder, guide.scene_posterior) == 103_616
+
+    def test_f_has_58_240(self, published):
+        model = published.ordered.model
+        assert size_of(model.order_net, model.slot_prior) == 58_240
+
+    def test_f_prime_has_54_016(self, published):
+        guide = published.ordered.guide
+        assert size_of(guide.order_net, guide.scale_head) == 54_016
+
+    def test_beside_them_a_lom_has_a_decoder_of_its_own_and_nothing_else(self, published):
+        decoder = size_of(published.orderless.model.decoder)
+        assert size_of(*published.ordered) == 103_616 + 58_240 + 54_016 + decoder
+
+
+@every_system
+@all_networks
+class TestUnderPyro:
+    def test_the_guide_samples_the_models_latents_and_auxiliary_sites(self, system, networks, pair):
+        guide = poutine.trace(pair.guide).get_trace(IMAGES)
+        model = poutine.trace(pair.model).get_trace(IMAGES)
+        latents = {name for name in SITES[system] if name not in ("h", "x")}
+        plates = {"scenes", "slots"}
+        assert set(guide.stochastic_nodes) - plates == latents | AUXILIARY
+        assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == AUXILIARY
+        assert {name for name in model.stochastic_nodes if name in SITES[system]} == latents
+        for name in latents:
+            assert guide.nodes[name]["value"].shape == model.nodes[name]["value"].shape == SITES[system][name]
+        assert model.observation_nodes == [name for name in model.nodes if name in ("h", "x")]
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_prior_samples(self, system, networks, pair, parallel):
+        samples = Predictive(pair.model, num_samples=3, parallel=parallel)(num_scenes=NUM_SCENES)
+        assert {name: values.shape for name, values in samples.items()} == {
+            name: (3, *shape) for name, shape in SITES[system].items()
+        }
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_posterior_predictive_samples(self, system, networks, pair, parallel):
+        predictive = Predictive(poutine.uncondition(pair.model), guide=pair.guide, num_samples=3, parallel=parallel)
+        samples = predictive(IMAGES)
+        for name, shape in SITES[system].items():
+            assert samples[name].shape == (3, *shape)
+        images = samples["x"]
+        assert not torch.equal(images[0], images[1])
+        assert not torch.equal(images[0], IMAGES.unsqueeze(1))
+
+    @pytest.mark.parametrize("elbo", ELBOS.values(), ids=ELBOS)
+    def test_stock_svi_lowers_the_loss_and_trains_this_pair_alone(self, system, networks, elbo):
+        built = tiny_system(system, networks)
+        pair, loss = built.final, elbo()
+        others = [] if built.ordered is None else list(built.orderless)
+        images = 0.2 * IMAGES
+
+        def evaluate():
+            torch.manual_seed(6)
+            return loss.loss(*pair, images)
+
+        before, before_others, loss_before = weights(*pair), weights(*others), evaluate()
+        svi = SVI(*pair, pyro.optim.Adam({"lr": 3e-3}), loss)
+        for _ in range(8):
+            svi.step(images)
+        assert evaluate() < loss_before
+        assert all(not torch.equal(old, new) for old, new in zip(before, weights(*pair), strict=True))
+        assert all(map(torch.equal, before_others, weights(*others)))
+        assert not list(pyro.get_param_store().keys())
+
+    def test_under_bfloat16_autocast_every_distribution_is_float32(self, system, networks, pair):
+        with torch.autocast("cpu", torch.bfloat16):
+            guide = poutine.trace(pair.guide).get_trace(IMAGES)
+            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(IMAGES)
+        for trace in (guide, model):
+            for name in SITES[system]:
+                if name != "h" and name in trace.nodes:
+                    fn = trace.nodes[name]["fn"]
+                    assert {fn.mean.dtype, fn.stddev.dtype, trace.nodes[name]["value"].dtype} == {torch.float32}
+        assert (model.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()
+
+
+@every_system
+@all_networks
+class TestInstances:
+    def test_two_share_no_memory(self, system, networks):
+        first, second = tiny_objective(system, networks), tiny_objective(system, networks)
+
+        def memory(objective):
+            tensors = [*objective.parameters(), *objective.buffers()]
+            return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+        assert not memory(first) & memory(second)
+
+    def test_a_copy_is_whole(self, system, networks):
+        original = tiny_system(system, networks)
+        duplicate = copy.deepcopy(original)
+        assert duplicate.final.guide.model is duplicate.final.model
+        if original.ordered:
+            assert duplicate.ordered.guide.orderless_guide is duplicate.orderless.guide
+        assert not {*duplicate.final.model.parameters()} & {*original.final.model.parameters()}
+
+    def test_it_survives_pickling(self, system, networks, pair):
+        model, guide = pickle.loads(pickle.dumps(tuple(pair)))
+        assert guide.model is model
+        losses = []
+        for programs in (pair, (model, guide)):
+            torch.manual_seed(6)
+            losses.append(TraceScene_ELBO().loss(*programs, IMAGES))
+        assert losses[0] == losses[1]
+
+    def test_the_same_seed_builds_and_evaluates_the_same(self, system, networks):
+        losses = []
+        for _ in range(2):
+            objective = tiny_objective(system, networks)
+            torch.manual_seed(6)
+            losses.append(objective(IMAGES).loss.item())
+        assert losses[0] == losses[1]
+
+
+@every_system
+@all_networks
+@pytest.mark.parametrize("image_shape", [(1, 32, 32), (3, 48, 48)], ids=str)
+def test_sizes_follow_the_images(system, networks, image_shape):
+    pair = build_system(tiny_config(system, networks), image_shape).final
+    images = tiny_images(NUM_SCENES, image_shape)
+    assert torch.isfinite(torch.tensor(TraceScene_ELBO().loss(*pair, images)))
+    assert pair.model().shape == (1, 1, *image_shape)
