@@ -74,6 +74,8 @@ class Model:
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
     transformer_width: Count = 64
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
+    initial_scale: Positive | None = None
+    """Standard deviation that the LOM's posteriors start near (departure for short trainings); 0.69 when not given."""
     matching: Literal["greedy", "hungarian"] = "greedy"
     """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
 
@@ -115,8 +117,8 @@ class Train:
     orderless_first: Share = 0.0
     """Share of the steps that trains the orderless pair alone, after which it stands still; 0 trains both at once, as
     in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
-    masks_still: Natural = 0
-    """First steps of those in which GENESIS-v2's masks stay as initialised, while the rest learns to use them
+    masks_still: Share = 0.0
+    """First share of those in which GENESIS-v2's masks stay as initialised, while the rest learns to use them
     (departure for short trainings)."""
     ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
@@ -124,10 +126,10 @@ class Train:
     """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
     ordered_learning_rate: Positive | None = None
     """Learning rate after the orderless pair was trained first; learning_rate when not given."""
-    free_nats: NotNegative = 32.0
-    """Floor of the scene KL per scene, 0.25 Ds (Eq. 26, A.4.2)."""
-    final_free_nats: NotNegative = 21.4
-    """The floor in the last steps, 0.167 Ds (A.4.2)."""
+    free_nats_per_dim: NotNegative = 0.25
+    """lambda / Ds: floor of the KL of each scene, in nats per dimension of s (Eq. 26, A.4.2)."""
+    final_free_nats_per_dim: NotNegative = 0.167
+    """The floor in the last steps (A.4.2)."""
     final_steps: Natural = 25_000
     """How many last steps use it (A.4.2)."""
     geco: Geco = Geco()
@@ -157,7 +159,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], kind: type = Config, place: str = "config.json") -> Any:
+def from_dict(values: Any, kind: type = Config, place: str = "config.json") -> Any:
     """The dataclass that `to_dict` made `values` from.
 
     Raises:
@@ -172,7 +174,7 @@ def from_dict(values: dict[str, Any], kind: type = Config, place: str = "config.
         if dataclasses.is_dataclass(hint):
             value = from_dict(value, hint, f"{place}: {name}")
         elif not _fits(value, hint):
-            raise UserError(f"{place}: {name} is {value!r}, which is not of its type; restore what the run wrote there")
+            raise UserError(f"{place}: {name} is {value!r}, not of its type; restore what the run wrote there")
         given[name] = value
     return kind(**given)
 
@@ -216,4 +218,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_args(hint):  # X | None
         return any(_fits(value, part) for part in get_args(hint))
-    return type(value) is hint or (hint is float and type(value) is int)
+    return type(value) is hint

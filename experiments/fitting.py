@@ -15,13 +15,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from experiments import cli
-from experiments.config import Config, Data, check, from_dict, to_dict
+from experiments.config import Config, check, from_dict, to_dict
+from experiments.loading import read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import draw, summarise
 from experiments.systems import System, build_objective, build_phases, build_system
-from pyro_lom.data.hdf5 import Scenes, read_scenes
+from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import Minibatches
-from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
 from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
@@ -67,34 +67,6 @@ def main(arguments: list[str]) -> None:
         _print_plan(config)
         return
     _fit(config, options)
-
-
-def read_data(data: Data) -> Scenes:
-    """The scenes of a configuration; the embedded data set is made when it is not there.
-
-    Raises:
-        UserError: they are missing, damaged, or not of the size asked for.
-    """
-    if data == Data():
-        return ensure_towers(data.path)
-    if data.path in _HOW_TO_GET and not Path(data.path).exists():
-        raise UserError(f"the data set is missing: {data.path}. {_HOW_TO_GET[data.path]}")
-    if Path(data.path).is_dir():
-        return read_scenes(data.path, (data.image_size, data.image_size))
-    scenes, size = read_scenes(data.path), data.image_size
-    _, height, width = scenes.image_shape
-    if (height, width) != (size, size):
-        way_out = f"pass --data.image-size {height}" if height == width else "crop and resize them to squares"
-        raise UserError(f"images in {data.path} are {height}x{width}, but --data.image-size is {size}: {way_out}")
-    return scenes
-
-
-_LAYOUT = "Put it there as HDF5 with images, uint8 (N, H, W, C), or name your own file or folder with --data.path"
-_HOW_TO_GET = {
-    "data/objects-room.h5": f"Objects Room is published at github.com/deepmind/multi_object_datasets. {_LAYOUT}",
-    "data/clevr6.h5": f"CLEVR is published at github.com/deepmind/multi_object_datasets. {_LAYOUT}",
-    "data/shapestacks.h5": f"ShapeStacks is published at ogroth.github.io/shapestacks. {_LAYOUT}",
-}
 
 
 def _fit(config: Config, options: Arguments) -> None:

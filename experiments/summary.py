@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.systems import Pair, System
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
-from pyro_lom.data.minibatches import to_float
+from pyro_lom.data.minibatches import float_images
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.interpolation import slerp
 from pyro_lom.metrics.ari import mean_ari
@@ -102,7 +102,7 @@ def summarise(
     (`pyro_lom/metrics/structure.py`), at temperature 0.8 unless `_tau1`; fd_pca64 is in squared pixel intensities.
     """
     torch.manual_seed(seed)
-    images = held_out(scenes)
+    images = float_images(scenes.images)
     reader, ordered = Reader(system, device), system.ordered
     orderless = reader.infer(images)
     by_orderless = reader.reconstruct(system.orderless, images, orderless)
@@ -173,7 +173,7 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
     """Write the pictures of a run, and return their paths; `step` goes into the titles."""
     torch.manual_seed(seed)
     num = 12
-    images = held_out(scenes)[:num]
+    images = float_images(scenes.images[:num])
     reader = Reader(system, device)
     orderless = reader.infer(images)
     when = "" if step is None else f", after step {step}"
@@ -209,12 +209,10 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
 
     if system.ordered:
         model = system.ordered.model
-        ends = torch.randn(2, 4, 1, model.scene_dim, device=device)
-        path = slerp(ends[0], ends[1], num)  # (num, 4, 1, Ds)
+        start, end = model.scene_prior().sample((2, 4))
         rows = []
-        for index in range(path.shape[1]):
-            scene = path[:, index]
-            slots = model.slot_prior(model.order_net(scene.squeeze(-2))).mean
+        for scene in slerp(start, end, num).unbind(1):
+            slots = model.slot_prior(model.order_net(scene)).mean
             rendering = model.render(slots)
             rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
         save("interpolation", rows, "From one scene to another along a great circle of s, slots at their prior means")
@@ -222,10 +220,6 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
     paths.append(run.figures / "curves.png")
     figures.save_curves(paths[-1], run.metrics())
     return paths
-
-
-def held_out(scenes: Scenes) -> Float[Tensor, "B C H W"]:
-    return to_float(torch.from_numpy(np.array(scenes.images))).permute(0, 3, 1, 2).contiguous()
 
 
 def _slots(trace) -> Float[Tensor, "B K Dz"]:

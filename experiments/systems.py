@@ -16,7 +16,7 @@ from pyro_lom.geco import FreeNats, MultiplicativeGeco, Target
 from pyro_lom.networks.decoders import DECODERS
 from pyro_lom.objective import Objective
 from pyro_lom.program import Program
-from pyro_lom.scene_priors import StandardNormal
+from pyro_lom.scene_priors import SCENE_PRIORS
 from pyro_lom.trainer import Phase
 
 ImageShape = tuple[int, int, int]
@@ -64,7 +64,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         image_scale=model.image_scale,
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
-        scene_prior=StandardNormal(model.scene_dim),
+        scene_prior=SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
         num_rendered=config.train.ordered_rendered,
     )
     guide = LatentObjectGuide(
@@ -74,6 +74,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
         matching=model.matching,
+        initial_scale=model.initial_scale,
     )
     return System(orderless, Pair(lom, guide))
 
@@ -88,21 +89,20 @@ def build_objective(config: Config, system: System, image_shape: ImageShape) -> 
     pairs = {"orderless": _geco(config, image_shape)(*system.orderless)}
     if system.ordered is not None:
         final_from = train.steps - round(train.orderless_first * train.steps) - train.final_steps
-        free_nats = {"s": FreeNats(train.free_nats, train.final_free_nats, final_from)}
+        nats, final_nats = (
+            per_dim * config.model.scene_dim for per_dim in (train.free_nats_per_dim, train.final_free_nats_per_dim)
+        )
+        free_nats = {"s": FreeNats(nats, final_nats, final_from)}
         pairs["ordered"] = _geco(config, image_shape, free_nats)(*system.ordered)
     return Objective(pairs)
 
 
 def build_phases(config: Config, system: System) -> list[Phase]:
-    """The paper's one phase, of everything at once; or several, of the orderless pair first and the ordered one then."""
+    """The paper's one phase, of everything at once; or several: the orderless pair first, then the ordered one."""
     train = config.train
     phase = partial(Phase, warmup_steps=train.warmup_steps, decay=train.decay)
     orderless_steps = train.steps if system.ordered is None else round(train.orderless_first * train.steps)
-    if train.masks_still > orderless_steps:
-        raise UserError(
-            f"--train.masks-still is {train.masks_still}, more than the {orderless_steps} steps of the orderless pair "
-            "alone: lower it, or raise --train.orderless-first"
-        )
+    still_steps = round(train.masks_still * orderless_steps)
     if orderless_steps == 0:
         return [phase(train.steps, train.batch_size, train.learning_rate)]
 
@@ -112,10 +112,13 @@ def build_phases(config: Config, system: System) -> list[Phase]:
     def start_from_the_orderless_decoder() -> None:
         system.ordered.model.decoder.load_state_dict(system.orderless.model.decoder.state_dict())
 
-    orderless = partial(phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",))
-    phases = [orderless(orderless_steps - train.masks_still, enter=partial(learn_masks, True))]
-    if train.masks_still:
-        phases.insert(0, orderless(train.masks_still, decay="none", enter=partial(learn_masks, False)))
+    orderless = partial(
+        phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",)
+    )
+    phases = [
+        orderless(still_steps, decay="none", enter=partial(learn_masks, False)),
+        orderless(orderless_steps - still_steps, enter=partial(learn_masks, True)),
+    ]
     if train.steps > orderless_steps:
         ordered = phase(
             train.steps - orderless_steps,
@@ -125,7 +128,7 @@ def build_phases(config: Config, system: System) -> list[Phase]:
             prepare=start_from_the_orderless_decoder,
         )
         phases.append(ordered)
-    return phases
+    return [phase for phase in phases if phase.steps]
 
 
 def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:

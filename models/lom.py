@@ -29,8 +29,8 @@ class LatentObjectModel(Program):
         order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
         image_scale: sigma of Eq. 3, for images in [0, 1].
         width: features of a token in f; the slot dimension in the paper.
-        num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all by
-            default. KLs need no decoder and use every scene.
+        num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all
+            by default. KLs need no decoder and use every scene.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class LatentObjectModel(Program):
         self.num_rendered = num_rendered
         self.decoder = decoder
         self.likelihood = GaussianLikelihood(image_scale)
-        self.scene_prior = scene_prior or StandardNormal(scene_dim)
-        self.order_net = order_net or PriorOrder(scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks)
+        self.scene_prior = StandardNormal(scene_dim) if scene_prior is None else scene_prior
+        if order_net is None:
+            order_net = PriorOrder(scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks)
+        self.order_net = order_net
         self.slot_prior = xavier_(GaussianHead(width, slot_dim))
 
     def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:

@@ -28,7 +28,7 @@ def colour_masks(log_masks: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*
     return torch.einsum("...khw,kc->...chw", log_masks.exp().squeeze(-3), colours)
 
 
-def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "N C H W"]]], title: str) -> None:
+def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
     """Write labelled rows of images in [0, 1], one scene a column."""
     columns = max(len(images) for _, images in rows)
     figure = Figure(figsize=(_CELL * columns + 1.8, _CELL * len(rows) + 0.5), dpi=150)

@@ -19,7 +19,7 @@ class Program(nn.Module):
         if any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK):
             for name, parameter in self.named_parameters():
                 parameter.unconstrained = weakref.ref(parameter)
-                effectful(type="param")(lambda *_, value=parameter: value)(f"{type(self).__name__}.{name}")
+                effectful(type="param")(lambda value=parameter: value)(name=f"{type(self).__name__}.{name}")
         return super().__call__(*args, **kwargs)
 
     def borrow(self, name: str, module: nn.Module | None) -> None:

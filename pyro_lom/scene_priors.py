@@ -20,3 +20,6 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> dist.Distribution:
         return diagonal_normal(self.loc, self.scale)
+
+
+SCENE_PRIORS = {"normal": StandardNormal}

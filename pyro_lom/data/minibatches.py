@@ -60,3 +60,8 @@ class Minibatches:
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """float32 in [0, 1], on the device of `images`."""
     return images.to(torch.float32) / 255
+
+
+def float_images(images: UInt8[np.ndarray, "N H W C"]) -> Float[Tensor, "N C H W"]:
+    """Stored images as models see them: in memory, channels first, float32 in [0, 1]."""
+    return to_float(torch.from_numpy(np.array(images))).permute(0, 3, 1, 2).contiguous()

@@ -64,7 +64,7 @@ class PixelPCA:
 
     @classmethod
     def fit(cls, images: Float[Tensor, "N C H W"], num_components: int = 64) -> "PixelPCA":
-        """Find the components of held-out images, neither those scored nor those trained on.
+        """Find the components of held-out images.
 
         Raises:
             UserError: there are too few images for that many components.

@@ -6,8 +6,8 @@ at least 85 % of its bounding box, which is 6 to 15 pixels wide and 4 to 10 high
 one begins within one row of where the last one ends, and they overlap by at least half of the narrower one; one
 horizontal line leaves 92 % of the remaining pixels on the right side, wall (segments that reach the top row) above and
 floor (segments that reach the bottom row) below it, and the lowest block ends 1 to 9 rows under it; at most 12 % of
-all pixels with chroma above 0.3 lie outside of the blocks; and at most 6 % of all pixels lie in segments smaller than
-16 pixels, which is what smeared edges break into.
+all pixels with chroma above 0.3 lie further than one pixel from every block, where a soft edge would be; and at most
+6 % of all pixels lie in segments smaller than 16 pixels, which is what smeared edges break into.
 
 Any map of segments will do. `flood_fill` reads one from the pixels alone, so real, generated and broken scenes are
 judged from the same source, and a model's own masks cannot flatter it.
@@ -15,7 +15,7 @@ judged from the same source, and a model's own masks cannot flatter it.
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import find_objects
+from scipy.ndimage import binary_dilation, find_objects
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -92,5 +92,6 @@ def _tower_stands(image: np.ndarray, segments: np.ndarray, max_blocks: int) -> b
         return False
 
     saturated = chroma > MIN_CHROMA
+    stray = saturated & ~binary_dilation(in_block, np.ones((3, 3)))
     smeared = (sizes < MIN_PIXELS)[segments]
-    return bool((saturated & background).sum() <= 0.12 * saturated.sum() and smeared.mean() <= 0.06)
+    return bool(stray.sum() <= 0.12 * saturated.sum() and smeared.mean() <= 0.06)

@@ -48,7 +48,8 @@ class SeparableDecoder(nn.Module):
         self.rows = nn.Linear(width, rank)
         self.columns = nn.Linear(width, rank)
         self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))
-        self.weight = nn.Parameter(3 * torch.randn(out_channels, rank) / rank**0.5)  # large enough for crisp masks
+        # Three times the usual scale: masks are crisp from the start.
+        self.weight = nn.Parameter(3 * torch.randn(out_channels, rank) / rank**0.5)
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
         hidden = F.relu(self.slot(slots).unsqueeze(-2) + self.place)

@@ -30,9 +30,10 @@ def test_it_is_a_permutation_in_any_batch(matching, batch):
     assert torch.equal(permutation.view(-1, 7), torch.stack(alone))
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e6])
 @pytest.mark.parametrize("num_slots", [1, 2, 5, 9])
-def test_greedy_matching_is_algorithm_1(num_slots):
-    ordered, orderless = torch.randn(2, 20, num_slots, 3)
+def test_greedy_matching_is_algorithm_1(num_slots, spread):
+    ordered, orderless = spread * torch.randn(2, 20, num_slots, 3)
     expected = [algorithm_1(*scene) for scene in zip(ordered, orderless, strict=True)]
     assert greedy_matching(ordered, orderless).tolist() == expected
 

@@ -1,0 +1,72 @@
+"""A small data set, options that make a run tiny, and the command as a person starts it, but in this process."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from experiments import cli, fitting
+from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.data.towers import make_towers
+
+TINY = (
+    "--train.steps 6 --train.batch-size 4 --train.ordered-batch-size 4 --train.log-every 2 --train.checkpoint-every 2 "
+    "--model.num-slots 3 --model.encoder-width 8 --model.decoder-width 8 --model.transformer-width 8"
+).split()
+
+
+@pytest.fixture(scope="session")
+def towers():
+    """64 scenes: 48 to train on, 16 held out."""
+    return replace(make_towers(64, seed=3), splits={"train": range(48), "test": range(48, 64)})
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, towers):
+    """Path of a file of them."""
+    path = tmp_path_factory.mktemp("data") / "small.h5"
+    write_scenes(path, towers, source="tests", seed=3)
+    return path
+
+
+@pytest.fixture
+def tiny(data):
+    """Options of a run that takes seconds."""
+    return ["--data.path", str(data), *TINY]
+
+
+@pytest.fixture
+def fit(monkeypatch, tmp_path, capfd):
+    """`fit(*arguments)` is the command: its exit code, standard output and standard error.
+
+    It runs in `tmp_path`, so that runs/ and data/ are there.
+    """
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fit.py", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.run(fitting.main)
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, *capfd.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def refused(fit):
+    """`refused(*arguments)` is the one line with which the command refuses them: exit code 2, no run folder."""
+
+    def run(*arguments):
+        before = sorted(fitting.Path().rglob("*"))
+        code, out, err = fit(*arguments)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        assert "Traceback" not in err
+        assert sorted(fitting.Path().rglob("*")) == before
+        return err.removeprefix("error: ").rstrip()
+
+    return run

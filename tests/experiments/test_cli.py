@@ -1,0 +1,149 @@
+"""Commands tell a mistake in one line and leave with the right code: 0, 1, 2, or 128 + a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.fitting import Arguments
+from experiments.presets import preset
+from pyro_lom.errors import UserError
+from pyro_lom.runs import Run
+from pyro_lom.trainer import Interrupted, NonFiniteLoss
+
+ROOT = Path(__file__).parents[2]
+FIT = ROOT / "experiments" / "fit.py"
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = 5
+    rate: float | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(*arguments, kind=Options, **options):
+    return cli.parse(kind, list(arguments), prog="command.py", description="What it does.", **options)
+
+
+def test_options_are_a_dataclass():
+    assert parse() == Options()
+    assert parse("--steps", "7", "--inner.width", "4") == Options(steps=7, inner=Inner(4))
+    assert parse("--rate", "0.5", default=Options(steps=9)) == Options(steps=9, rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--colour", "red"], "Unrecognized options: --colour, red"),
+        (["--inner.height", "3"], "Unrecognized options: --inner.height, 3"),
+        (["word"], "Unrecognized options: word"),
+        (["--steps", "many"], "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
+        (["--steps", "1.5"], "Error parsing --steps: invalid literal for int() with base 10: '1.5'"),
+        (["--steps"], "Missing value for argument '--steps'. Expected 1 values."),
+        (
+            ["--rate", "fast"],
+            "Error parsing --rate: no type matching {None}|FLOAT could be instantiated from ['fast'].",
+        ),
+    ],
+)
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_mistake_is_one_line(arguments, line, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(UserError) as refusal:
+        parse(*arguments)
+    assert str(refusal.value) == f"{line} (see command.py --help)"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_choices_are_listed(tmp_path):
+    with pytest.raises(
+        UserError, match="^invalid choice 'sudden' for argument '--train.decay'. Expected one of .'none', "
+    ):
+        parse("--train.decay", "sudden", kind=Arguments, default=Arguments(preset("demo")))
+
+
+def test_help_is_printed_and_leaves(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse("--help")
+    assert leaving.value.code in (0, None)
+    assert "What it does." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (UserError("steps is 0"), 2, "error: steps is 0\n"),
+        (NonFiniteLoss("site z"), 1, "error: site z\n"),
+        (
+            Interrupted(signal.SIGTERM, 5, Run(Path("runs/7"))),
+            143,
+            "stopped by SIGTERM after step 5, and saved; --resume runs/7 goes on from there\n",
+        ),
+        (
+            Interrupted(signal.SIGINT, 5, Run(Path("runs/7"))),
+            130,
+            "stopped by SIGINT after step 5, and saved; --resume runs/7 goes on from there\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
+    ],
+)
+def test_exit_codes(raised, code, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+
+    def main(arguments):
+        raise raised
+
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(main)
+    assert leaving.value.code == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_command_that_is_done_returns(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command.py", "one", "two"])
+    told = []
+    cli.run(told.extend)
+    assert told == ["one", "two"]
+
+
+def test_a_failure_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda arguments: 1 / 0)
+
+
+# The file itself, as a process.
+
+
+def command(*arguments, python=(sys.executable,), **options):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | options.pop("env", {})
+    full = [*python, str(FIT), *arguments]
+    return subprocess.run(full, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+@pytest.mark.parametrize(("path", "missing"), [("", "experiments"), (str(ROOT), "")])
+def test_uninstalled_it_says_so(path, missing, tmp_path):
+    bare = command(python=(sys.executable, "-S"), env={"PYTHONPATH": path}, cwd=tmp_path)  # -S: no installed packages
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert bare.stderr.startswith(f"error: {missing}") and bare.stderr.count("\n") == 1
+    assert bare.stderr.endswith(" is not installed: run pip install -e . in the project's folder first\n")
+
+
+def test_a_reader_may_leave_early(tmp_path):
+    line = f"'{sys.executable}' '{FIT}' --dry-run | true; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shell = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+    )
+    assert (shell.stdout, shell.stderr) == ("141\n", "")

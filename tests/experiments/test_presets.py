@@ -1,0 +1,110 @@
+"""Every preset resolves, shows its plan, and trains: shrunk, two steps."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from experiments.config import Data
+from experiments.presets import PRESETS, preset
+from experiments.systems import build_objective, build_phases, build_system
+from pyro_lom.errors import UserError
+from pyro_lom.runs import Run
+from pyro_lom.trainer import Trainer
+
+
+def shrunk(config, *, sizes=8, counts=2, steps=4):
+    """The same with small networks, few steps and small batches; its schedule, data's size and system are kept."""
+
+    def at_most(section, limit):
+        numbers = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+        return {name: min(value, limit) for name, value in numbers.items() if type(value) is int}
+
+    model = dataclasses.replace(config.model, **at_most(config.model, sizes))
+    train = dataclasses.replace(config.train, **at_most(config.train, counts) | {"steps": steps})
+    return dataclasses.replace(config, model=model, train=train)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_called_what_they_are(name):
+    config = preset(name)
+    assert config.preset == (name if name != "demo" else "lom-genesis-v2-towers")
+    assert config.preset.startswith(f"{config.model.system}-")
+    assert PRESETS[name].__doc__
+    assert preset(name) == config
+
+
+def test_bare_fit_runs_the_demo():
+    assert preset("demo") == preset("lom-genesis-v2-towers")
+    assert preset("demo").data == Data()  # the embedded data set, at its own place
+
+
+def test_an_unknown_preset_is_told_the_others():
+    with pytest.raises(
+        UserError, match="^there is no preset 'lom-emorl'; choose one of lom-genesis-v2-towers, .*demo$"
+    ):
+        preset("lom-emorl")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains(name, tmp_path):
+    config = shrunk(preset(name))
+    image_shape = (3, config.data.image_size, config.data.image_size)
+    images = np.random.default_rng(0).integers(0, 256, (4, *image_shape[1:], 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    system = build_system(config, image_shape)
+    objective = build_objective(config, system, image_shape)
+    before = {parameter: value.detach().clone() for parameter, value in objective.named_parameters()}
+    phases = build_phases(config, system)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    Trainer(fabric, objective, images, phases, Run(tmp_path), seed=0, clip_norm=config.train.clip_norm).fit()
+    [*_, metrics] = Run(tmp_path).metrics()
+    assert metrics["step"] == 4
+    assert all(math.isfinite(value) for value in metrics.values())
+    still = [parameter for parameter, value in objective.named_parameters() if torch.equal(value, before[parameter])]
+    assert not [parameter for parameter in still if "weight" in parameter]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_plan_shows_configuration_and_parameters(name, fit, tmp_path):
+    code, out, err = fit(name, "--dry-run", "--model.encoder-width", "8", "--train.steps", "123")
+    assert (code, err) == (0, "")
+    config = preset(name)
+    assert f"preset: {config.preset}\n" in out and f"  path: {config.data.path}\n" in out and "  steps: 123\n" in out
+    plan = out.partition("parameters, for RGB images\n")[2].splitlines()
+    counts = [int(line.split()[-1].replace(",", "")) for line in plan]
+    assert counts[-1] == sum(counts[:-1])
+    assert any("orderless guide.encoder" in line for line in plan)
+    assert any("ordered guide.scene_encoder" in line for line in plan) == (config.model.system.startswith("lom-"))
+    assert not list(tmp_path.iterdir())  # no data set, no run
+
+
+@pytest.mark.parametrize(
+    ("data", "image_size", "num_slots", "target", "steps"),
+    [
+        ("objects-room", 64, 7, -0.353, 500_000),
+        ("shapestacks", 64, 9, -0.353, 500_000),
+        ("clevr6", 96, 7, -0.356, 300_000),
+    ],
+)
+@pytest.mark.parametrize("system", ["lom-genesis-v2", "genesis-v2"])
+def test_the_papers_hyperparameters(system, data, image_size, num_slots, target, steps):
+    """A.4.1 to A.4.3."""
+    config = preset(f"{system}-{data}")
+    model, train = config.model, config.train
+    assert config.data == Data(f"data/{data}.h5", image_size)
+    assert (model.system, model.num_slots, model.slot_dim, model.scene_dim) == (system, num_slots, 64, 128)
+    assert (model.image_scale, model.encoder, model.decoder, model.matching) == (
+        0.7,
+        "published",
+        "deconvolution",
+        "greedy",
+    )
+    assert (train.steps, train.batch_size, train.learning_rate) == (steps, 32, 1e-4)
+    assert (train.free_nats_per_dim, train.final_free_nats_per_dim, train.final_steps) == (0.25, 0.167, 25_000)
+    assert (train.geco.target, train.geco.target_rmse, train.geco.step_size) == (target, None, 1e-6)
+    assert (train.geco.initial, train.geco.goal_relative) == (1.0, False)
+    assert (train.orderless_first, train.warmup_steps, train.decay, train.clip_norm) == (0.0, 0, "none", None)
