@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from experiments import cli
-from experiments.config import Config, check, from_dict, to_dict
+from experiments.config import Config, Data, check, from_dict, to_dict
 from experiments.loading import read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import draw, summarise
@@ -93,7 +93,7 @@ def _fit(config: Config, options: Arguments) -> None:
         run = Run.open(options.resume)
     else:
         run = (
-            Run.create(options.runs_dir, f"{config.preset}-seed{config.seed}", to_dict(config))
+            Run.create(options.runs_dir, f"{config.preset}-seed{config.seed}", to_dict(_anchored(config)))
             if fabric.is_global_zero
             else None
         )
@@ -146,6 +146,13 @@ def _fit(config: Config, options: Arguments) -> None:
     run.write_json("summary.json", summary)
     pictures = draw(system, test, fabric.device, run, seed=config.seed)
     _print_summary(run, summary, pictures)
+
+
+def _anchored(config: Config) -> Config:
+    """With an absolute path to the user's data, so that the run can be resumed from any folder."""
+    if config.data == Data():
+        return config
+    return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
 
 
 def _untrained(config: Config, scenes: Scenes) -> System:

@@ -54,7 +54,7 @@ def lom_genesis_v2_towers() -> Config:
         preset="lom-genesis-v2-towers",
         model=Model(
             num_slots=5,
-            slot_dim=8,
+            slot_dim=6,
             encoder="compact",
             encoder_width=24,
             decoder="separable",

@@ -77,7 +77,8 @@ class Reader:
         for batch, posterior in self._batches(images, orderless):
             guide = partial(pair.guide, orderless=posterior)
             other = {"s": guide(batch).scene.roll(1, dims=0)}
-            terms.append(self.elbo.terms(poutine.condition(pair.model, other), poutine.condition(guide, other), batch))
+            given = [poutine.block(poutine.condition(program, other), hide=["s"]) for program in (pair.model, guide)]
+            terms.append(self.elbo.terms(*given, batch))
         return self._mean_kls(terms)
 
     def _batches(self, images, orderless):

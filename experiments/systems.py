@@ -46,9 +46,9 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         UserError: the configuration and the images do not go together.
     """
     model, (_, height, width) = config.model, image_shape
-    if height != width or height < 32 or height % 16:
+    if height != width or height not in range(32, 129, 16):
         raise UserError(
-            f"images are {height}x{width}, but models need square ones of 32 pixels or more, a multiple of 16: "
+            f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
             "crop and resize them, or pass --data.image-size with a folder of images"
         )
     if model.num_slots < 2:
@@ -112,9 +112,7 @@ def build_phases(config: Config, system: System) -> list[Phase]:
     def start_from_the_orderless_decoder() -> None:
         system.ordered.model.decoder.load_state_dict(system.orderless.model.decoder.state_dict())
 
-    orderless = partial(
-        phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",)
-    )
+    orderless = partial(phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",))
     phases = [
         orderless(still_steps, decay="none", enter=partial(learn_masks, False)),
         orderless(orderless_steps - still_steps, enter=partial(learn_masks, True)),

@@ -31,9 +31,8 @@ class GenesisV2Guide(Program):
         self.learn_masks = True
         if compact:
             self.encoder = CompactPixelEncoder(image_shape, width=width)
-            self.readout = MomentsReadout(
-                model.slot_dim, num_channels=image_shape[0], num_features=CompactPixelEncoder.NUM_FEATURES
-            )
+            num_learned = CompactPixelEncoder.NUM_LEARNED
+            self.readout = MomentsReadout(model.slot_dim, num_channels=image_shape[0], num_learned=num_learned)
         else:
             self.encoder = PixelEncoder(image_shape, width=width)
             self.readout = SlotReadout(model.slot_dim, width=width)
@@ -58,5 +57,5 @@ class GenesisV2Guide(Program):
         masks = log_masks.exp().flatten(-3)  # (*batch, K, N)
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
         pooled = weights @ features.flatten(-2).transpose(-1, -2)
-        loc, raw_scale = self.readout(pooled, images, masks, weights).chunk(2, dim=-1)
+        loc, raw_scale = self.readout(pooled).chunk(2, dim=-1)
         return OrderlessPosterior(loc.float(), positive(raw_scale + 0.5, floor=1e-8), log_masks)

@@ -31,7 +31,7 @@ def observed(images: Float[Tensor, "B C H W"] | None) -> Float[Tensor, "B 1 C H 
     return None if images is None else images.unsqueeze(-4)
 
 
-def compose(raw: Float[Tensor, "*batch K C+1 H W"]) -> Rendering:
+def compose(raw: Float[Tensor, "*batch K channels H W"]) -> Rendering:
     """Turn decoded channels into a scene: sigmoid colours, masks from a softmax over slots, and their sum (Eq. 3).
 
     The last channel of `raw` is the mask's logit, the others are the colours'.

@@ -1,7 +1,5 @@
 """The base of every model and guide: a plain `nn.Module` that Pyro's own tools can train."""
 
-import weakref
-
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import nn
@@ -18,8 +16,12 @@ class Program(nn.Module):
     def __call__(self, *args, **kwargs):
         if any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK):
             for name, parameter in self.named_parameters():
-                parameter.unconstrained = weakref.ref(parameter)
-                effectful(type="param")(lambda value=parameter: value)(name=f"{type(self).__name__}.{name}")
+                # SVI asks the value of a message for the parameter behind it. A view says so: the parameter itself
+                # stays free of attributes that could not be pickled.
+                announced = parameter.view_as(parameter)
+                announced.unconstrained = lambda parameter=parameter: parameter
+                unique_name = f"{type(self).__name__}-{id(self)}.{name}"
+                effectful(type="param")(lambda announced=announced: announced)(name=unique_name)
         return super().__call__(*args, **kwargs)
 
     def borrow(self, name: str, module: nn.Module | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -74,7 +75,7 @@ class Run:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def read_json(self, name: str) -> dict:
+    def read_json(self, name: str) -> Any:
         """Raises UserError when the file is missing or is not JSON."""
         path = self.folder / name
         try:

@@ -22,15 +22,15 @@ class temperature(Messenger):
     distributions: it is for generating, not for training.
 
     Raises:
-        ValueError: `tau` is negative.
+        ValueError: `tau` is not positive.
         NotImplementedError: a site's distribution has no standard deviation that is known here; register a rule with
             `temper.register`.
     """
 
     def __init__(self, tau: float, hide: Collection[str] = ("x",)):
         super().__init__()
-        if tau < 0:
-            raise ValueError(f"a temperature multiplies a standard deviation and cannot be negative, as {tau} is")
+        if tau <= 0:
+            raise ValueError(f"a temperature multiplies a standard deviation and must be positive, not {tau}")
         self.tau, self.hide = tau, hide
 
     def _pyro_sample(self, msg) -> None:

@@ -126,7 +126,7 @@ class Trainer:
             mininterval=0.5 if terminal else 15,
             dynamic_ncols=True,
             unit="step",
-            bar_format="{desc} {n_fmt}/{total_fmt} {bar:12} {elapsed}<{remaining} {postfix}",
+            bar_format="{desc} {n_fmt}/{total_fmt} {bar:12} {elapsed}<{remaining}{postfix}",
         )
         try:
             start = 0

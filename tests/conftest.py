@@ -2,8 +2,10 @@
 
 import jaxtyping
 
-# Before anything imports them: what the hook finds imported already it leaves unchecked.
-jaxtyping.install_import_hook(["pyro_lom", "models", "guides", "experiments"], "beartype.beartype")
+# Before anything imports them: what the hook finds imported already it leaves unchecked. The "tower" lets an int stand
+# where a float is asked for, as type checkers do.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(["pyro_lom", "models", "guides", "experiments"], CHECKER)
 
 import pyro  # noqa: E402
 import pytest  # noqa: E402

@@ -20,7 +20,9 @@ SLOT_DIM = 8
 SCENE_DIM = 12
 
 
-def tiny_config(system: str = "lom-genesis-v2", networks: str = "published", **options) -> Config:
+def tiny_config(
+    system: str = "lom-genesis-v2", networks: str = "published", *, rendered: int | None = None, **options
+) -> Config:
     model = dict(
         num_slots=NUM_SLOTS,
         slot_dim=SLOT_DIM,
@@ -30,7 +32,8 @@ def tiny_config(system: str = "lom-genesis-v2", networks: str = "published", **o
         transformer_width=SLOT_DIM,
         num_encoder_blocks=2,
     )
-    train = Train(steps=10, batch_size=NUM_SCENES, free_nats=3.0, final_free_nats=2.0, final_steps=2, geco=Geco())
+    geco = Geco(initial=0.02)  # the KL of an untrained slot prior can be anything
+    train = Train(steps=10, batch_size=NUM_SCENES, final_steps=2, ordered_rendered=rendered, geco=geco)
     return Config("tiny", model=Model(system, **(model | NETWORKS[networks] | options)), train=train)
 
 

@@ -22,8 +22,9 @@ _STACK_ROWS = 21  # rows that the tallest stack may take
 def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scenes:
     """Draw `num_scenes` 32x32 RGB scenes: one tower of 1 to `max_blocks` blocks stands on a floor before a wall.
 
-    The tower stands a little in front of the wall, 3 to 5 rows below the horizon. Its blocks are 21 // max_blocks rows
-    high and 8 to 13 pixels wide, touch, and shift sideways by at most 3 pixels from one to the next; nothing floats.
+    Towers of k blocks are k times as common as single blocks. A tower stands a little in front of the wall, 3 to 5 rows
+    below the horizon. Its blocks are 7 rows high (fewer where more than 3 must fit) and 8 to 13 pixels wide, touch, and
+    shift sideways by at most 3 pixels from one to the next; nothing floats.
     Colour alone does not tell blocks apart: a block takes the hue of the block below it half of the time, every block
     is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour.
 
@@ -55,8 +56,9 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
     labels = np.where(is_floor, FLOOR, WALL).astype(np.uint8)
 
     # The tower.
-    num_blocks = integers(1, max_blocks, n)
-    height = _STACK_ROWS // max_blocks
+    numbers = np.arange(1, max_blocks + 1)
+    num_blocks = rng.choice(numbers, n, p=numbers / numbers.sum())
+    height = min(7, _STACK_ROWS // max_blocks)
     foot = horizon + integers(3, 5, n)  # first row below the tower
     centre = integers(12, 20, n)
     factors = {
@@ -73,7 +75,7 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
         inside_rows = (rows >= top[:, None, None]) & (rows < top[:, None, None] + height)
         inside = inside_rows & (columns >= left[:, None, None]) & (columns < (left + width)[:, None, None])
         inside &= present[:, None, None]
-        shade = 1 - 0.35 * (rows - top[:, None, None]) / (height - 1)
+        shade = 1 - 0.05 * (rows - top[:, None, None])
         colour = hsv_to_rgb(np.stack([hue / 360, np.full(n, 0.9), np.full(n, 0.95)], -1))
         images = np.where(inside[..., None], colour[:, None, None] * shade[..., None], images)
         labels = np.where(inside, NUM_BACKGROUND + k, labels).astype(np.uint8)

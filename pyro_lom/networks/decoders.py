@@ -36,7 +36,8 @@ class SeparableDecoder(nn.Module):
         out_c(y, x) = b_c(slot) + sum_r w_cr v_r(y; slot) u_r(x; slot),    r = 1..rank
 
     The profiles are perceptrons with one hidden layer, of the slot and a learned embedding of the row or column. Sharp
-    edges along the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's convolutions).
+    edges along the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's
+    convolutions).
     """
 
     def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int, rank: int = 16):

@@ -40,35 +40,26 @@ class PixelEncoder(nn.Module):
         return PixelFeatures(self.gate * self.segment(encoded) + coordinates, self.features(encoded))
 
 
-class SlotReadout(nn.Module):
+class SlotReadout(nn.Sequential):
     """The published way from pooled features to a slot: layer normalisation and a multilayer perceptron."""
 
     def __init__(self, slot_dim: int, *, width: int):
-        super().__init__()
         hidden = 2 * width
-        self.layers = nn.Sequential(
-            nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * slot_dim)
-        )
-
-    def forward(
-        self,
-        features: Float[Tensor, "*batch K F"],
-        images: Float[Tensor, "B C H W"],
-        masks: Float[Tensor, "*batch K N"],
-        weights: Float[Tensor, "*batch K N"],
-    ) -> Float[Tensor, "*batch K 2*Dz"]:
-        return self.layers(features)
+        super().__init__(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * slot_dim))
 
 
 class CompactPixelEncoder(nn.Module):
     """An encoder for small images and short trainings (departure): a UNet at half the resolution, and short cuts.
 
     The embedding starts as the image itself through a learned colour map, which weighs hue above brightness, beside
-    weak coordinates; to this a perceptron of context, colour and place adds what training finds. Few features are
-    pooled: a slot has to be described by the pixels under its mask, so masks that mix objects describe none.
+    weak coordinates; to this a perceptron of context, colour and place adds what training finds.
+
+    The features are colour, place, and their products, of which masks pool the moments, and a few learned ones of the
+    closest neighbours, such as edges. None sees the whole image: a slot is described by the pixels under its mask, so a
+    mask that mixes two objects describes neither.
     """
 
-    NUM_FEATURES = 8
+    NUM_LEARNED = 8
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, hidden: int = 32):
         super().__init__()
@@ -81,7 +72,7 @@ class CompactPixelEncoder(nn.Module):
         # Brightness (the mean of the channels) with weight 1, deviations from it with weight 2.
         self.colour_map = nn.Parameter(2 * torch.eye(channels) - torch.ones(channels, channels) / channels)
         self.place_weight = nn.Parameter(torch.tensor(0.15))
-        self.features = nn.Conv2d(width, self.NUM_FEATURES, 1)
+        self.features = nn.Conv2d(width, self.NUM_LEARNED, 1)
         self.register_buffer("grid", pixel_grid(height, size), persistent=False)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> PixelFeatures:
@@ -93,21 +84,25 @@ class CompactPixelEncoder(nn.Module):
         colours = torch.einsum("oc,bchw->bohw", self.colour_map, images)
         given = torch.cat([colours, self.place_weight * grid], dim=1)
         embedding = learned + F.pad(given, (0, 0, 0, 0, 0, EMBEDDING_DIM - given.shape[1]))
-        return PixelFeatures(embedding, F.interpolate(self.features(encoded), scale_factor=2.0))
+        products = (grid.unsqueeze(2) * images.unsqueeze(1)).flatten(1, 2)
+        learned_features = F.interpolate(self.features(encoded), scale_factor=2.0)
+        features = [learned_features, images, grid, grid.square(), products]
+        return PixelFeatures(embedding, torch.cat(features, dim=1))
 
 
 class MomentsReadout(nn.Module):
-    """Slots from pooled features and from the moments of the pixels under the mask (departure).
+    """Slots from the moments of the pixels under a mask (departure), for the features of `CompactPixelEncoder`.
 
-    The moments are the mean colour, the mean place, its standard deviation, the log area, and the slopes of the colour
-    along both axes.
+    The moments are the mean colour, the mean place, its standard deviation, and the slopes of the colour along both
+    axes.
     """
 
-    def __init__(self, slot_dim: int, *, num_channels: int, num_features: int, hidden: int = 64):
+    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, hidden: int = 64):
         super().__init__()
-        self.norm = nn.LayerNorm(num_features)
+        self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels]
+        self.norm = nn.LayerNorm(num_learned)
         self.layers = nn.Sequential(
-            nn.Linear(num_features + 3 * num_channels + 5, hidden),
+            nn.Linear(num_learned + 3 * num_channels + 4, hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
@@ -117,21 +112,9 @@ class MomentsReadout(nn.Module):
             self.layers[-1].bias[slot_dim:], -1.5
         )  # scales start near 0.3: slots can carry detail at once
 
-    def forward(
-        self,
-        features: Float[Tensor, "*batch K F"],
-        images: Float[Tensor, "B C H W"],
-        masks: Float[Tensor, "*batch K N"],
-        weights: Float[Tensor, "*batch K N"],
-    ) -> Float[Tensor, "*batch K 2*Dz"]:
-        num_channels = images.shape[1]
-        grid = pixel_grid(*images.shape[-2:]).to(images).expand(len(images), -1, -1, -1)
-        products = (images.unsqueeze(1) * grid.unsqueeze(2)).flatten(1, 2)  # colour times row, colour times column
-        pixels = torch.cat([images, grid, grid.square(), products], dim=1).flatten(-2).transpose(-1, -2)
-        colour, place, square, product = (weights @ pixels).split([num_channels, 2, 2, 2 * num_channels], dim=-1)
+    def forward(self, pooled: Float[Tensor, "*batch K F"]) -> Float[Tensor, "*batch K two_Dz"]:
+        learned, colour, place, square, product = pooled.split(self.sizes, dim=-1)
         variance = (square - place.square()).clamp_min(1e-6)
-        covariance = product.unflatten(-1, (2, num_channels)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
+        covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
-        log_area = (masks.mean(-1, keepdim=True) + 1e-3).log()
-        moments = torch.cat([colour, place, variance.sqrt(), log_area, slopes], dim=-1)
-        return self.layers(torch.cat([self.norm(features), moments], dim=-1))
+        return self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes], dim=-1))

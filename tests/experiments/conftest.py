@@ -10,7 +10,8 @@ from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.data.towers import make_towers
 
 TINY = (
-    "--train.steps 6 --train.batch-size 4 --train.ordered-batch-size 4 --train.log-every 2 --train.checkpoint-every 2 "
+    "--train.steps 6 --train.orderless-first 0.5 --train.masks-still 0 --train.batch-size 4 "
+    "--train.ordered-batch-size 4 --train.log-every 2 --train.checkpoint-every 2 "
     "--model.num-slots 3 --model.encoder-width 8 --model.decoder-width 8 --model.transformer-width 8"
 ).split()
 
@@ -29,10 +30,21 @@ def data(tmp_path_factory, towers):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(data):
     """Options of a run that takes seconds."""
     return ["--data.path", str(data), *TINY]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny):
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["fit.py", *tiny])
+        cli.run(fitting.main)
+    return folder / "runs" / "00000-lom-genesis-v2-towers-seed0"
 
 
 @pytest.fixture

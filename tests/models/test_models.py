@@ -73,6 +73,18 @@ class TestLatentObjectModel:
         torch.testing.assert_close(prior.mean, prior.mean[:1].expand(B, -1, -1))
         assert (prior.mean[0, 0] != prior.mean[0, 1]).any()
 
+    def test_part_of_a_batch_is_rendered_in_training_alone(self, lom):
+        lom.num_rendered, images = 2, tiny_images(B)
+        training = trace_of(lom, images)
+        assert training.nodes["x"]["value"].shape == (2, 1, *IMAGE_SHAPE)
+        assert training.nodes["z"]["value"].shape == (B, K, SLOT_DIM)
+        chosen = training.nodes["rendered"]["value"]
+        torch.testing.assert_close(training.nodes["x"]["value"][:, 0], images[chosen])
+        slots = training.nodes["z"]["value"][chosen]
+        torch.testing.assert_close(training.nodes["x"]["fn"].mean[:, 0], lom.render(slots).image)
+        assert trace_of(lom, num_scenes=B).nodes["x"]["value"].shape == (B, 1, *IMAGE_SHAPE)
+        assert trace_of(lom.eval(), images).nodes["x"]["value"].shape == (B, 1, *IMAGE_SHAPE)
+
     def test_the_scene_prior_is_standard_normal(self, lom):
         prior = trace_of(lom, num_scenes=B).nodes["s"]["fn"]
         assert not prior.mean.any()

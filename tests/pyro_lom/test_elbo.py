@@ -70,10 +70,13 @@ def terms_of(pair, elbo=None, images=None):
     ],
     ids=["TraceMeanField_ELBO", "Trace_ELBO"],
 )
+@pytest.mark.parametrize("rendered", [None, 1])
 @pytest.mark.parametrize("networks", NETWORKS)
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_the_number_of_scenes_times_our_mean_is_pyros_loss_and_gradient(float64, system, networks, theirs, ours):
-    pair, images = tiny_system(system, networks).final, tiny_images()
+def test_the_number_of_scenes_times_our_mean_is_pyros_loss_and_gradient(
+    float64, system, networks, rendered, theirs, ours
+):
+    pair, images = tiny_system(system, networks, rendered=rendered).final, tiny_images()
     torch.manual_seed(3)
     our_loss = NUM_SCENES * ours.differentiable_loss(*pair, images)
     our_gradients = {name: g if g is None else g.clone() for name, g in gradients(our_loss, pair).items()}
@@ -214,6 +217,25 @@ class TestWithoutClosedForm:
                 pyro.sample("s", Stiff(torch.zeros(4, 1), 1.0))
 
         torch.testing.assert_close(TraceScene_ELBO().terms(model, guide, None).kl["s"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("rendered", [1, 3])
+def test_scoring_part_of_a_batch_is_right_on_average_and_takes_the_kl_of_all(rendered):
+    pair, images = tiny_system(rendered=rendered).final, tiny_images(4)
+    guide = poutine.trace(pair.guide).get_trace(images)
+
+    def terms():
+        return TraceScene_ELBO().terms(pair.model, poutine.replay(pair.guide, trace=guide), images)
+
+    everyone = (pair.model.eval() and terms()).log_likelihood["x"]
+    pair.model.train()
+    drawn = [terms() for _ in range(40)]
+    assert {part.log_likelihood["x"].shape for part in drawn} == {(rendered,)}
+    assert {part.kl["z"].shape for part in drawn} == {(4,)}
+    seen = torch.cat([part.log_likelihood["x"] for part in drawn])
+    distances = (seen.unsqueeze(-1) - everyone).abs()
+    assert (distances.min(-1).values < 1e-3).all()
+    assert set(distances.argmin(-1).tolist()) == set(range(4))
 
 
 def test_scale_and_mask_reach_the_terms():

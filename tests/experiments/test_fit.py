@@ -1,0 +1,594 @@
+"""`fit.py` from end to end: what it writes, how it goes on, and what it refuses in one line."""
+
+import errno
+import json
+import math
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from experiments import fitting
+from pyro_lom import runs
+from pyro_lom import trainer as trainer_module
+from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.runs import Run
+
+ROOT = Path(__file__).parents[2]
+RUN = "00000-lom-genesis-v2-towers-seed0"
+FINITE = {"ari_fg_encoder", "rmse_ordered", "kl_slots", "structure_samples", "fd_pca64_samples", "train_minutes"}
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    """A copy of a finished run, to damage."""
+    return shutil.copytree(finished, tmp_path / "damaged")
+
+
+def weights_of(folder):
+    return load_file(Run(folder).checkpoints()[-1] / "weights.safetensors")
+
+
+def assert_same_weights(here, there):
+    here, there = weights_of(here), weights_of(there)
+    assert here.keys() == there.keys()
+    assert not [name for name in here if not torch.equal(here[name], there[name])]
+
+
+# What it writes.
+
+
+def test_a_run_is_all_in_its_folder(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    steps = [path.name for path in Run(finished).checkpoints()]
+    assert steps == ["step-00000004", "step-00000006"]
+    assert names == {
+        "config.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "summary.json",
+        *(f"figures/{name}.png" for name in ("reconstructions", "samples", "interpolation", "curves")),
+        *(f"checkpoints/{step}/{name}.safetensors" for step in steps for name in ("weights", "optimizer")),
+        *(f"checkpoints/{step}/state.json" for step in steps),
+    }
+    assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 6
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert f"{RUN}: lom-genesis-v2-towers, seed 0, 6 steps\n" in (finished / "log.txt").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert all(math.isfinite(summary[key]) for key in FINITE)
+    assert summary["seed"] == 0
+
+
+def test_the_plan_of_a_run(fit, finished):
+    code, out, err = fit("--resume", finished, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "\n  steps: 6\n" in out
+    assert int(out.split()[-1].replace(",", "")) == Run(finished).read_json("summary.json")["parameters"]
+
+
+def test_it_ends_with_a_table_and_the_pictures(fit, tiny, tmp_path):
+    code, out, err = fit("genesis-v2-towers", *tiny, "--seed", "4")
+    assert code == 0
+    folder = Path("runs/00000-genesis-v2-towers-seed4")
+    table, _, files = out.partition("\n\n")
+    assert table.splitlines()[1].startswith("segmentation: ARI-FG of the guide's masks")
+    assert not re.search("None|nan", table)
+    assert files.startswith(f"all numbers: {folder}/summary.json\npictures:    {folder}/figures/reconstructions.png\n")
+    assert all(Path(path).is_file() for path in re.findall(r"runs/\S+", files))
+    assert err.startswith(f"{folder}: genesis-v2-towers, seed 4, 6 steps\n")
+
+
+def test_runs_do_not_meet(fit, tiny, tmp_path):
+    for seed in ("0", "0", "1"):
+        assert fit(*tiny, "--train.steps", "1", "--seed", seed, "--runs-dir", "mine")[0] == 0
+    names = [f"{number:05d}-lom-genesis-v2-towers-seed{seed}" for number, seed in enumerate((0, 0, 1))]
+    assert sorted(path.name for path in Path("mine").iterdir()) == names
+    assert_same_weights(*(Path("mine") / name for name in names[:2]))
+    with pytest.raises(AssertionError):
+        assert_same_weights(*(Path("mine") / name for name in names[1:]))
+
+
+def test_a_folder_of_images_of_any_size(fit, tiny, towers, tmp_path):
+    Path("images").mkdir()
+    for index, image in enumerate(towers.images[:20]):
+        size = (32, 32) if index % 2 else (50 + index, 40)
+        Image.fromarray(image).resize(size).save(f"images/{index:02d}.{'png' if index % 3 else 'jpg'}")
+    code, _, err = fit(*tiny, "--data.path", "images")
+    assert code == 0, err
+    summary = json.loads(Path(f"runs/{RUN}/summary.json").read_text())
+    assert summary["ari_fg_encoder"] is None and math.isfinite(summary["rmse_ordered"])
+
+
+@pytest.mark.parametrize(("num_scenes", "num_test"), [(5, 1), (6, 2), (4, 0)])
+def test_very_few_scenes_are_enough(num_scenes, num_test, fit, tiny, towers, tmp_path):
+    num_train = num_scenes - num_test
+    splits = {"train": range(num_train), "test": range(num_train, num_scenes)}
+    few = replace(
+        towers,
+        images=towers.images[:num_scenes],
+        labels=towers.labels[:num_scenes],
+        factors={name: values[:num_scenes] for name, values in towers.factors.items()},
+        splits=splits,
+    )
+    write_scenes("few.h5", few, source="tests", seed=3)
+    code, _, err = fit(*tiny, "--data.path", "few.h5", "--train.steps", "2")
+    assert code == 0, err
+    text = Path(f"runs/{RUN}/summary.json").read_text()
+    assert not re.search("NaN|Infinity", text)
+    assert (json.loads(text)["fd_pca64_samples"] is None) == (num_test == 1)
+
+
+@pytest.mark.parametrize(
+    "options", [["--model.matching", "hungarian"], ["--train.precision", "bf16-mixed"]], ids=" ".join
+)
+def test_options_reach_the_run(options, fit, tiny, tmp_path):
+    code, _, err = fit(*tiny, "--train.steps", "2", *options)
+    assert code == 0, err
+    assert options[1] in Path(f"runs/{RUN}/config.json").read_text()
+
+
+def test_grey_images(fit, tiny, towers, tmp_path):
+    with h5py.File("grey.h5", "w") as file:
+        file["images"] = towers.images.mean(-1, keepdims=True).astype(np.uint8)
+    code, _, err = fit(*tiny, "--data.path", "grey.h5", "--train.steps", "2")
+    assert code == 0, err
+
+
+# How it goes on.
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 4])  # within each phase
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(kind, step, fit, tiny, finished, monkeypatch, tmp_path):
+    preview = lambda *_, step, **options: step == stop_at and os.kill(os.getpid(), kind)  # noqa: E731
+    stop_at = step
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "draw", preview)
+        code, out, err = fit(*tiny, "--train.preview-every", "1")
+    assert (code, out) == (128 + kind, "")
+    line = f"stopped by {kind.name} after step {step + 1}, and saved; --resume runs/{RUN} goes on from there"
+    assert err.splitlines()[-1] == line
+    assert not Path(f"runs/{RUN}/summary.json").exists()
+
+    monkeypatch.setattr(fitting, "draw", lambda *_, **options: [])
+    code, out, err = fit("--resume", f"runs/{RUN}")
+    assert code == 0, err
+    assert err.startswith(f"runs/{RUN}: lom-genesis-v2-towers, seed 0, 6 steps, {step + 1} of them done\n")
+    assert_same_weights(Path(f"runs/{RUN}"), finished)
+    assert list(Path("runs").iterdir()) == [Path(f"runs/{RUN}")]
+    log = Path(f"runs/{RUN}/log.txt").read_text().splitlines()
+    assert [entry.split(" ", 2)[2].split(",")[0] for entry in log] == [
+        f"runs/{RUN}: lom-genesis-v2-towers",
+        f"stopped by {kind.name} after step {step + 1}",
+        f"runs/{RUN}: lom-genesis-v2-towers",
+        "evaluating ...",
+    ]
+
+
+def test_a_finished_run_is_evaluated_again(fit, run_folder):
+    (run_folder / "summary.json").unlink()
+    weights = weights_of(run_folder)
+    code, out, err = fit("--resume", run_folder)
+    assert code == 0, err
+    assert all(math.isfinite(Run(run_folder).read_json("summary.json")[key]) for key in FINITE)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(run_folder).items())
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(fit, run_folder, finished):
+    shutil.rmtree(run_folder / "checkpoints")
+    code, _, err = fit("--resume", run_folder)
+    assert code == 0, err
+    assert_same_weights(run_folder, finished)
+    assert [row["step"] for row in Run(run_folder).metrics()] == [2, 3, 4, 6]
+
+
+def test_a_damaged_checkpoint_can_be_removed(fit, run_folder, finished):
+    last = Run(run_folder).checkpoints()[-1]
+    shutil.rmtree(last)
+    code, _, err = fit("--resume", run_folder)
+    assert code == 0, err
+    assert_same_weights(run_folder, finished)
+
+
+def test_the_first_bad_number_ends_the_run(fit, tiny, monkeypatch, tmp_path):
+    to_float, calls = trainer_module.to_float, []
+
+    def spoilt(images):
+        calls.append(1)
+        return to_float(images) if len(calls) < 3 else torch.full(images.shape, math.nan)
+
+    monkeypatch.setattr(trainer_module, "to_float", spoilt)
+    code, out, err = fit(*tiny, "--train.orderless-first", "0")
+    assert (code, out) == (1, "")
+    line = err.splitlines()[-1]
+    assert line == (
+        "error: the loss is not finite: site orderless/x first became NaN or infinite in step 3; "
+        f"the last good checkpoint is runs/{RUN}/checkpoints/step-00000002"
+    )
+    assert Path(f"runs/{RUN}/log.txt").read_text().rstrip().endswith(line.removeprefix("error: "))
+    assert all(torch.isfinite(tensor).all() for tensor in weights_of(Path(f"runs/{RUN}")).values())
+
+
+# What it refuses: one line, exit code 2, no run folder.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nope"], "there is no preset 'nope'; choose one of lom-genesis-v2-towers, "),
+        (["--nope"], "Unrecognized options: --nope "),
+        (["demo", "nope"], "Unrecognized options: nope "),
+        (["--preset", "genesis-v2-towers"], "Unrecognized options: --preset, genesis-v2-towers "),
+        (["--seed", "x"], "Error parsing --seed: invalid literal for int() with base 10: 'x' "),
+        (["--seed", "-1"], "--seed is -1: it must be 0 or more"),
+        (["--devices", "0"], "--devices is 0: name 1 device or more"),
+        (["--devices", "-1"], "--devices is -1: name 1 device or more"),
+        (["--model.system", "lom"], "invalid choice 'lom' for argument '--model.system'. Expected one of "),
+        (["--model.num-slots", "1"], "--model.num-slots is 1: a scene needs at least 2 slots"),
+        (["--model.num-slots", "0"], "--model.num-slots is 0: "),
+        (["--model.num-slots", "-3"], "--model.num-slots is -3: "),
+        (["--model.encoder-width", "12"], "--model.encoder-width is 12: it must be a multiple of 8"),
+        (["--train.steps", "0"], "--train.steps is 0: it must be 1 or more"),
+        (["--train.steps", "-5"], "--train.steps is -5: it must be 1 or more"),
+        (["--train.batch-size", "0"], "--train.batch-size is 0: it must be 1 or more"),
+        (["--train.batch-size", "49"], "48 training images are fewer than the 49 of one step (batch size 49 on 1 "),
+        (["--train.ordered-batch-size", "49"], "48 training images are fewer than the 49 of one step "),
+        (["--train.batch-size", "25", "--devices", "2"], "48 training images are fewer than the 50 of one step "),
+        (["--train.learning-rate", "nan"], "--train.learning-rate is nan: it must be a finite number above 0"),
+        (["--train.geco.target-rmse", "0"], "--train.geco.target-rmse is 0.0: it must be a finite number above 0"),
+        (
+            ["--train.geco.target-rmse", "None", "--train.geco.target", "-0.36"],
+            "the GECO target -0.36 cannot be reached: with image_scale 0.7 a perfect reconstruction has -0.356675 ",
+        ),
+        (
+            ["--train.geco.target", "-0.36"],
+            "--train.geco.target -0.36 would not count beside --train.geco.target-rmse 0.0",
+        ),
+        (
+            ["--data.image-size", "64"],
+            "images in {data} are 32x32, but --data.image-size is 64: pass --data.image-size 32",
+        ),
+        (["--data.path", "none.h5"], "no such file or folder: none.h5"),
+        (["--resume", "nowhere"], "--resume nowhere has its own configuration: give no other option but --devices"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_on_the_command_line(arguments, line, refused, tiny, data):
+    if not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        tiny = [name, *tiny]
+    assert refused(*tiny, *arguments).startswith(line.format(data=data))
+
+
+def test_a_runs_dir_that_cannot_be(refused, tiny, tmp_path):
+    Path("file").write_text("mine")
+    assert refused(*tiny, "--runs-dir", "file/runs") == "cannot write file/runs: Not a directory"
+
+
+@pytest.mark.parametrize("name", ["objects-room", "clevr6", "shapestacks"])
+def test_missing_data_sets_say_how_to_get_them(name, refused, tmp_path):
+    line = refused(f"lom-genesis-v2-{name}")
+    assert line.startswith(f"the data set is missing: data/{name}.h5. ")
+    assert re.search(r" is published at \S+/\S+\. Put it there as HDF5 .* or name your own .* with --data.path$", line)
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
+@pytest.mark.parametrize("path", ["mine.h5", "data/mine.h5", "data/objects-room.h5"])
+def test_damaged_files_are_never_written_to(path, content, refused, tiny, tmp_path):
+    Path("data").mkdir()
+    Path(path).write_bytes(content)
+    line = refused("lom-genesis-v2-objects-room", *tiny, "--data.path", path)
+    assert line.startswith(f"cannot read {path}: not an HDF5 file, or truncated or damaged (")
+    assert Path(path).read_bytes() == content
+    assert [file for file in Path().rglob("*") if file.is_file()] == [Path(path)]
+
+
+def test_a_truncated_file_is_never_written_to(refused, tiny, data, tmp_path):
+    content = data.read_bytes()[: data.stat().st_size // 2]
+    Path("mine.h5").write_bytes(content)
+    assert refused(*tiny, "--data.path", "mine.h5").startswith("cannot read mine.h5: not an HDF5 file, or truncated")
+    assert Path("mine.h5").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        (np.zeros((8, 32, 32), np.uint8), "images in mine.h5 have shape (8, 32, 32); expected four axes"),
+        (
+            np.zeros((8, 3, 32, 32), np.uint8),
+            "images in mine.h5 have 32 channels (shape (8, 3, 32, 32)); expected 1 or 3",
+        ),
+        (np.zeros((8, 32, 32, 4), np.uint8), "images in mine.h5 have 4 channels"),
+        (np.zeros((8, 32, 32, 3), np.float32), "images in mine.h5 are float32; expected uint8, 0..255"),
+        (np.zeros((8, 32, 32, 3), np.int64), "images in mine.h5 are int64; expected uint8, 0..255"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "images in mine.h5 are empty"),
+        (
+            np.zeros((8, 32, 48, 3), np.uint8),
+            "images in mine.h5 are 32x48, but --data.image-size is 32: crop and resize",
+        ),
+        (
+            np.zeros((8, 48, 48, 3), np.uint8),
+            "images in mine.h5 are 48x48, but --data.image-size is 32: pass --data.image",
+        ),
+    ],
+    ids=lambda value: "x".join(map(str, value.shape)) + value.dtype.name if isinstance(value, np.ndarray) else "",
+)
+def test_images_that_do_not_fit(images, line, refused, tiny, tmp_path):
+    with h5py.File("mine.h5", "w") as file:
+        file["images"] = images
+    assert refused(*tiny, "--data.path", "mine.h5").startswith(line)
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_sizes_that_no_model_has(size, refused, tiny, towers, tmp_path):
+    Path("images").mkdir()
+    for index in range(6):
+        Image.fromarray(towers.images[index]).save(f"images/{index}.png")
+    line = refused(*tiny, "--data.path", "images", "--data.image-size", size)
+    assert line.startswith(
+        f"images are {size}x{size}, but models need square ones of 32 pixels or more, a multiple of 16"
+    )
+
+
+def test_a_folder_without_images(refused, tiny, tmp_path):
+    Path("images").mkdir()
+    assert refused(*tiny, "--data.path", "images").startswith("no images in images: expected files ending in .png")
+
+
+def test_a_damaged_image(refused, tiny, tmp_path):
+    Path("images").mkdir()
+    Path("images/1.png").write_bytes(b"half")
+    assert refused(*tiny, "--data.path", "images").startswith("cannot read image images/1.png (")
+
+
+def test_data_without_scenes_to_train_on(refused, tiny, towers, tmp_path):
+    write_scenes("mine.h5", replace(towers, splits={"test": range(64)}), source="tests", seed=3)
+    assert refused(*tiny, "--data.path", "mine.h5") == 'towers has no split "train"; choose one of: test'
+
+
+def test_resume_needs_a_run(refused, tmp_path):
+    Path("notes").mkdir()
+    for name in ("notes", "nowhere"):
+        line = refused("--resume", name)
+        assert line == f"{name} is not a run folder: it has no config.json; name one like runs/00000-..."
+
+
+@pytest.mark.parametrize(
+    "option", [["--seed", "1"], ["--train.steps", "9"], ["--runs-dir", "x"], ["genesis-v2-towers"]]
+)
+def test_resume_takes_no_other_option(option, refused, run_folder):
+    *first, second = (
+        [["--resume", run_folder], option] if option[0].startswith("-") else [option, ["--resume", run_folder]]
+    )
+    line = refused(*first[0], *second)
+    assert line == f"--resume {run_folder} has its own configuration: give no other option but --devices"
+
+
+def edited(run_folder, *place, value):
+    config = json.loads((run_folder / "config.json").read_text())
+    section = config
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    (run_folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        (("model", "slot_dim"), 20, "the checkpoint in {run} is of another architecture: at 'pairs."),
+        (("model", "num_order_blocks"), 3, "the checkpoint in {run} is of another architecture: at 'pairs."),
+        (("model", "system"), "genesis-v2", "the checkpoint in {run} is of another architecture: at 'pairs.ordered."),
+        (("model", "encoder"), "published", "the checkpoint in {run} is of another architecture: at 'pairs."),
+        (("model", "num_slots"), 1, "--model.num-slots is 1: "),
+        (("model", "system"), "emorl", "{run}/config.json: model: system is 'emorl', not of its type;"),
+        (("train", "steps"), "many", "{run}/config.json: train: steps is 'many', not of its type;"),
+        (("train", "steps"), 0, "--train.steps is 0: it must be 1 or more"),
+        (("train", "colour"), 1, "{run}/config.json: train was not written by this version: it differs in colour"),
+        (("data", "path"), "gone.h5", "no such file or folder: gone.h5"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_another_run(place, value, line, refused, run_folder):
+    edited(run_folder, *place, value=value)
+    assert refused("--resume", run_folder).startswith(line.format(run=run_folder))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"preset": ', b"[1, 2]", b"\xff\xfe"])
+def test_a_damaged_configuration(content, refused, run_folder):
+    (run_folder / "config.json").write_bytes(content)
+    assert refused("--resume", run_folder).startswith(f"{run_folder}/config.json ")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json"])
+def test_a_truncated_checkpoint(name, refused, run_folder):
+    last = Run(run_folder).checkpoints()[-1]
+    (last / name).write_bytes((last / name).read_bytes()[:-20])
+    line = refused("--resume", run_folder)
+    assert line.startswith(f"the checkpoint {last} is damaged (")
+    assert line.endswith("; remove it to go on from the one before")
+
+
+# Disks that fill up.
+
+
+def full_disk(path):
+    path.write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_disk_that_fills_up_while_training(fit, tiny, finished, monkeypatch, tmp_path):
+    save_file = runs.save_file
+    fill = lambda tensors, path: full_disk(path) if "00000004" in str(path) else save_file(tensors, path)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_file", fill)
+        code, out, err = fit(*tiny)
+    assert (code, out) == (2, "")
+    folder = Path(f"runs/{RUN}")
+    line = f"error: cannot write {folder}/checkpoints/step-00000004: the disk is full; make room and resume the run"
+    assert err.splitlines()[-1] == line
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+    assert fit("--resume", folder)[0] == 0
+    assert_same_weights(folder, finished)
+
+
+def test_a_disk_that_is_full_from_the_start(refused, tiny, monkeypatch, tmp_path):
+    def write_text(path, text, **options):
+        path.write_bytes(text[:5].encode())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Path("runs").mkdir()
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert refused(*tiny) == f"cannot write runs/{RUN}/config.json: the disk is full; make room and resume the run"
+
+
+@pytest.mark.parametrize("room", [10_000, 200_000])
+def test_files_that_really_cannot_grow(room, fit, tiny, tmp_path):
+    """10 kB has room for the configuration alone, 200 kB for all but one of the pictures."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        code, _, err = fit(*tiny, "--model.slot-dim", "8", "--model.scene-dim", "8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert re.match(rf"error: cannot write runs/{RUN}/\S+: .*[Ff]ile too large", err.splitlines()[-1])
+    assert not list(Path("runs").rglob("*.tmp"))
+    for picture in Path("runs").rglob("*.png"):
+        Image.open(picture).load()
+
+
+# Whole processes.
+
+
+def start(*arguments, cwd):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "experiments" / "fit.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(process, words):
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"the process ended without a word of {words!r}")
+
+
+LONGER = ["--train.steps", "300", "--train.checkpoint-every", "7", "--train.log-every", "5"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tiny, tmp_path):
+    alone = start(*tiny, *LONGER, "--runs-dir", "alone", cwd=tmp_path)
+    alone.communicate()
+    assert alone.returncode == 0
+    [whole] = (tmp_path / "alone").iterdir()
+    seconds = Run(whole).metrics()[-1]["seconds"]
+
+    arguments, folder, died_at = [*tiny, *LONGER], tmp_path / "runs" / RUN, []
+    for _ in range(5):
+        process = start(*arguments, cwd=tmp_path)
+        wait_for(process, " steps")
+        time.sleep(random.uniform(0.1, 0.4) * seconds)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was faster
+            break
+        assert process.returncode == -signal.SIGKILL
+        died_at.append([row["step"] for row in Run(folder).metrics()][-1:])
+        arguments = ["--resume", folder]
+    last = start("--resume", folder, cwd=tmp_path)
+    out, err = last.communicate()
+    assert last.returncode == 0, err
+    assert_same_weights(folder, whole)
+    untimed = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in Run(run).metrics()]
+        for run in (folder, whole)
+    ]
+    assert untimed[0] == untimed[1]
+    assert len(died_at) > 1, died_at
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000294", "step-00000300"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_asked_to_stop(kind, tiny, tmp_path):
+    process = start(*tiny, "--train.steps", "100000", "--train.preview-every", "0", cwd=tmp_path)
+    wait_for(process, " steps")
+    time.sleep(1)
+    process.send_signal(kind)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + kind, "")
+    assert err.splitlines()[-1].startswith(f"stopped by {kind.name} after step ")
+    assert "Traceback" not in err
+    [checkpoint] = Run(tmp_path / "runs" / RUN).checkpoints()[-1:]
+    assert f"after step {int(checkpoint.name.removeprefix('step-'))}," in err
+
+
+RANKS = """
+import sys
+from safetensors.torch import save_file
+from experiments import cli, fitting
+from pyro_lom.trainer import Trainer
+
+fit = Trainer.fit
+
+def fit_and_keep(self):
+    fit(self)
+    save_file({k: v.contiguous() for k, v in self.objective.state_dict().items()}, f"rank{self.fabric.global_rank}")
+
+Trainer.fit = fit_and_keep
+cli.run(fitting.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orderless_first", ["0", "0.5"])
+def test_two_processes_train_one_model(orderless_first, tiny, tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "ranks.py", *tiny, "--devices", "2", "--train.orderless-first", orderless_first]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    ranks = [load_file(tmp_path / f"rank{rank}") for rank in range(2)]
+    saved = weights_of(folder)
+    assert saved.keys() == ranks[0].keys() == ranks[1].keys()
+    assert not [name for name in saved if not torch.equal(ranks[0][name], ranks[1][name])]
+    assert not [name for name in saved if not torch.equal(ranks[0][name], saved[name])]
+    assert [row["step"] for row in Run(folder).metrics()] in ([2, 4, 6], [2, 3, 4, 6])
+    assert done.stderr.count(f"{RUN}: lom-genesis-v2-towers") == 1
+    assert (folder / "summary.json").exists()
+    assert Run(folder).load_checkpoint()[2]["images_seen"] == 6 * 4 * 2
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(tiny, tmp_path):
+    process = start(*tiny, "--devices", "2", "--train.steps", "100000", "--train.preview-every", "0", cwd=tmp_path)
+    wait_for(process, " steps")
+    time.sleep(1)
+    process.terminate()  # the first process alone
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.count("stopped by SIGTERM after step ") == 1
+    assert "Traceback" not in err
+    assert Run(tmp_path / "runs" / RUN).checkpoints()

@@ -1,0 +1,55 @@
+"""A run's folder is enough to have its trained system again."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments import loading
+from experiments.config import Data
+from experiments.loading import load_run
+from experiments.systems import build_objective
+from pyro_lom.errors import UserError
+from pyro_lom.runs import Run
+
+
+@pytest.mark.parametrize(
+    ("data", "ours"),
+    [
+        (Data(), True),
+        (Data(path="./data/towers.h5"), False),
+        (Data(path="mine.h5"), False),
+        (Data(image_size=64), False),
+    ],
+)
+def test_only_our_own_data_set_is_ever_made(data, ours, towers, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "ensure_towers", lambda path: towers)
+    if ours:
+        assert loading.read_data(data) is towers
+    else:
+        with pytest.raises(UserError, match=f"^no such file or folder: {data.path.removeprefix('./')}$"):
+            loading.read_data(data)
+
+
+def test_a_run_comes_back(finished, towers):
+    config, system, scenes = load_run(finished)
+    assert config.preset == "lom-genesis-v2-towers" and config.train.steps == 6
+    assert (scenes.images == towers.images).all()
+    assert not any(part.training for pair in system for part in pair)
+    weights = load_file(Run(finished).checkpoints()[-1] / "weights.safetensors")
+    loaded = build_objective(config, system, scenes.image_shape).state_dict()
+    assert not [
+        name for name, tensor in loaded.items() if ".elbo." not in name and not torch.equal(tensor, weights[name])
+    ]
+
+
+def test_what_is_missing_is_named(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match=f"^{folder} has no checkpoint to start from$"):
+        load_run(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=f"^{folder} is not a run folder"):
+        load_run(folder)
