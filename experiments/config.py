@@ -24,6 +24,7 @@ class Bound(NamedTuple):
 
 Count = Annotated[int, Bound("1 or more", lambda number: number >= 1)]
 Natural = Annotated[int, Bound("0 or more", lambda number: number >= 0)]
+Seed = Annotated[int, Bound("from 0 to 4294967295", lambda number: 0 <= number < 2**32)]
 Width = Annotated[int, Bound("a multiple of 8, as channels are normalised in 8 groups", lambda n: n > 0 and n % 8 == 0)]
 Real = Annotated[float, Bound("a finite number", math.isfinite)]
 Positive = Annotated[float, Bound("a finite number above 0", lambda number: 0 < number < math.inf)]
@@ -147,7 +148,7 @@ class Train:
 class Config:
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
     """Name of the preset that the other values were taken from."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Of initialisation, minibatches and noise."""
     data: Data = Data()
     model: Model = Model()

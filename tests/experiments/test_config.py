@@ -104,7 +104,7 @@ def test_every_number_has_bounds(option):
 @pytest.mark.parametrize(
     ("option", "good", "bad"),
     [
-        ("seed", [0, 5], [-1]),
+        ("seed", [0, 2**32 - 1], [-1, 2**32]),
         ("train.steps", [1], [0]),
         ("train.batch-size", [1], [0]),
         ("train.ordered-batch-size", [None, 1], [0]),

@@ -237,7 +237,7 @@ def test_the_first_bad_number_ends_the_run(fit, tiny, monkeypatch, tmp_path):
         (["demo", "nope"], "Unrecognized options: nope "),
         (["--preset", "genesis-v2-towers"], "Unrecognized options: --preset, genesis-v2-towers "),
         (["--seed", "x"], "Error parsing --seed: invalid literal for int() with base 10: 'x' "),
-        (["--seed", "-1"], "--seed is -1: it must be 0 or more"),
+        (["--seed", "-1"], "--seed is -1: it must be from 0 to 4294967295"),
         (["--devices", "0"], "--devices is 0: name 1 device or more"),
         (["--devices", "-1"], "--devices is -1: name 1 device or more"),
         (["--model.system", "lom"], "invalid choice 'lom' for argument '--model.system'. Expected one of "),
@@ -336,14 +336,14 @@ def test_images_that_do_not_fit(images, line, refused, tiny, tmp_path):
     assert refused(*tiny, "--data.path", "mine.h5").startswith(line)
 
 
-@pytest.mark.parametrize("size", [16, 40])
+@pytest.mark.parametrize("size", [16, 40, 144])
 def test_sizes_that_no_model_has(size, refused, tiny, towers, tmp_path):
     Path("images").mkdir()
     for index in range(6):
         Image.fromarray(towers.images[index]).save(f"images/{index}.png")
     line = refused(*tiny, "--data.path", "images", "--data.image-size", size)
     assert line.startswith(
-        f"images are {size}x{size}, but models need square ones of 32 pixels or more, a multiple of 16"
+        f"images are {size}x{size}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
     )
 
 

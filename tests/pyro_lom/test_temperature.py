@@ -172,6 +172,7 @@ def test_it_works_inside_predictive(parallel):
     torch.testing.assert_close(std(samples["s"]), 0.1 * SCALE, rtol=0.15, atol=0)
 
 
-def test_a_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match="cannot be negative, as -0.5 is"):
-        temperature(-0.5)
+@pytest.mark.parametrize("tau", [0.0, -0.5])
+def test_a_temperature_that_is_not_positive_is_refused(tau):
+    with pytest.raises(ValueError, match=f"must be positive, not {tau}"):
+        temperature(tau)
