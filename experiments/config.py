@@ -23,6 +23,7 @@ class Bound(NamedTuple):
 
 
 Count = Annotated[int, Bound("1 or more", lambda number: number >= 1)]
+Slots = Annotated[int, Bound("from 2 to 64", lambda number: 2 <= number <= 64)]
 Natural = Annotated[int, Bound("0 or more", lambda number: number >= 0)]
 Seed = Annotated[int, Bound("from 0 to 4294967295", lambda number: 0 <= number < 2**32)]
 Width = Annotated[int, Bound("a multiple of 8, as channels are normalised in 8 groups", lambda n: n > 0 and n % 8 == 0)]
@@ -50,7 +51,7 @@ class ScenePrior:
 class Model:
     system: Literal["lom-genesis-v2", "genesis-v2"] = "lom-genesis-v2"
     """A LOM with its orderless model, or an orderless model alone."""
-    num_slots: int = 7
+    num_slots: Slots = 7
     """K: objects and pieces of background that a scene can hold (A.4.1)."""
     slot_dim: Count = 64
     """Dz (A.4.1)."""

@@ -51,8 +51,6 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
             f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
             "crop and resize them, or pass --data.image-size with a folder of images"
         )
-    if model.num_slots < 2:
-        raise UserError(f"--model.num-slots is {model.num_slots}: a scene needs at least 2 slots")
     orderless = _ORDERLESS[model.system.removeprefix("lom-")](config, image_shape)
     if not model.system.startswith("lom-"):
         return System(orderless, None)
