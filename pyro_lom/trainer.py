@@ -99,6 +99,7 @@ class Trainer:
         self.seconds = 0.0  # spent training, over all sessions of the run
         self.images_seen = 0
         self._optimizer_tensors: dict[str, Tensor] | None = None
+        self._watched: dict[str, float] = {}  # the last metrics of every pair, for the progress bar
         self._stop_signal = 0
 
     def resume(self) -> None:
@@ -281,7 +282,9 @@ class Trainer:
             metrics[f"{name}/multiplier"] = elbo.multiplier.item()
         if self.fabric.is_global_zero:
             self.run.log_metrics(metrics)
-            self.progress.set_postfix_str(progress_line(metrics, names), refresh=False)
+            self._watched |= metrics
+            still = (name for name in self.objective.pairs if name not in names and f"{name}/rmse" in self._watched)
+            self.progress.set_postfix_str(progress_line(self._watched, (*names, *still)), refresh=False)
 
     def _save(self, optimizer=None) -> None:
         """Write a checkpoint, of finite numbers only."""

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -145,21 +146,23 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path, monkeypatch, 
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-@pytest.fixture
+@contextmanager
 def no_room():
-    """From the call on, no file can grow beyond 100 bytes."""
+    """No file can grow beyond 100 bytes; lifted before pytest writes to a log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_writes_that_really_fail(tmp_path, no_room):
+def test_writes_that_really_fail(tmp_path):
     run = Run.create(tmp_path, "demo", {})
     save(run, 5)
     run.log_metrics({"step": 5, "loss": 1.0})
     before = files_in(run.folder)
     large = {"content": "x" * 200}
-    no_room()
     for write in (
         lambda: save(run, 10),
         lambda: run.write_json("summary.json", large),
@@ -167,7 +170,7 @@ def test_writes_that_really_fail(tmp_path, no_room):
         lambda: run.log_metrics({"step": 6} | large),
         lambda: Run.create(tmp_path, "demo", large),
     ):
-        with pytest.raises(UserError, match=f"^cannot write {tmp_path}/.*: .*[Ff]ile too large"):
+        with no_room(), pytest.raises(UserError, match=f"^cannot write {tmp_path}/.*: .*[Ff]ile too large"):
             write()
     assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]
     after = files_in(run.folder)
