@@ -62,14 +62,16 @@ class LatentObjectModel(Program):
     def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
         """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W)."""
         num_scenes = num_scenes if images is None else len(images)
-        with pyro.plate("scenes", num_scenes, dim=-2):
+        scenes = pyro.plate("scenes", num_scenes, dim=-2)
+        with scenes:
             scene = pyro.sample("s", self.scene_prior())
             with pyro.plate("slots", self.num_slots, dim=-1):
                 prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
                 slots = pyro.sample("z", self.slot_prior(prior_order))
-        partly = self.training and images is not None and self.num_rendered is not None
-        num_rendered = min(self.num_rendered, num_scenes) if partly else num_scenes
-        with pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2):
+        if self.training and images is not None and self.num_rendered is not None:
+            num_rendered = min(self.num_rendered, num_scenes)
+            scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2)
+        with scenes:
             slots = pyro.subsample(slots, event_dim=1)
             images = images if images is None else pyro.subsample(images, event_dim=2)
             return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))  # Eq. 3
