@@ -1,4 +1,4 @@
-"""Pictures: scenes, masks and curves, as PNG files. Slot k has the same colour in every column of every picture."""
+"""Pictures as PNG and GIF files: scenes, masks, curves. Slot k has the same colour in every column of every picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from pyro_lom.runs import replacing
 
 _SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
 _CELL = 0.62  # inches a scene takes
+_NUMBER = dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.8)
 
 
 def colour_labels(labels: Int[Tensor, "*batch H W"]) -> Float[Tensor, "*batch 3 H W"]:
@@ -81,6 +83,31 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
         if keys:
             axis.legend(fontsize=7)
     _save(figure, path)
+
+
+def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns: int = 10) -> None:
+    """Write images in [0, 1] row by row, each with its number, from 0, on it."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(columns * _CELL * 1.4, rows * _CELL * 1.4 + 0.4), dpi=150)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    top = 1 - 0.4 / figure.get_figheight()
+    for number, image in enumerate(images.cpu()):
+        row, column = divmod(number, columns)
+        axis = figure.add_axes((column / columns, top * (1 - (row + 1) / rows), 0.96 / columns, 0.96 * top / rows))
+        axis.imshow(image.expand(3, -1, -1).movedim(0, -1).clamp(0, 1).numpy(), interpolation="nearest")
+        axis.text(0, 0, str(number), fontsize=6, va="top", transform=axis.transData, bbox=_NUMBER)
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def save_gif(path: Path, frames: Float[Tensor, "T _ H W"], *, side: int = 256, milliseconds: int = 80) -> None:
+    """Write images in [0, 1] as a GIF that repeats, enlarged without smoothing to a height of about `side` pixels."""
+    factor = max(1, round(side / frames.shape[-2]))
+    pixels = (255 * frames.cpu().clamp(0, 1).expand(-1, 3, -1, -1)).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2).movedim(1, -1).numpy()
+    first, *rest = [Image.fromarray(frame) for frame in pixels]
+    with replacing(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def _save(figure: Figure, path: Path) -> None:
