@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from experiments import cli, evaluation
+    from experiments import cli, evaluating
 except ModuleNotFoundError as missing:
     print(
         f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
@@ -11,4 +11,4 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 if __name__ == "__main__":
-    cli.run(evaluation.main)
+    cli.run(evaluating.main)

@@ -96,7 +96,7 @@ class HeldOut:
         return self.read(self.scenes.images, "segmenting")
 
     def samples(self, pair: Pair, num_scenes: int, tau: float, what: str) -> Iterator[Rendering]:
-        """Unconditional scenes, in batches; the first ones are the same whatever their number, within a batch."""
+        """Unconditional scenes, in batches."""
         torch.manual_seed(self.seed)
         for first in progress(range(0, num_scenes, BATCH), what):
             yield sample_scenes(pair, min(BATCH, num_scenes - first), tau)

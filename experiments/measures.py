@@ -4,13 +4,12 @@ Each returns numbers by name, None where a thing cannot be known, or raises `Use
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from experiments.held_out import HeldOut, progress, segment
@@ -18,7 +17,7 @@ from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.dci import dci, match_objects
-from pyro_lom.metrics.features import EfficientNetLite0, Extractor, Inception, moments, pca64
+from pyro_lom.metrics.features import PCA_IMAGES, EfficientNetLite0, Extractor, Inception, moments, pca64
 from pyro_lom.metrics.frechet import frechet_distance
 from pyro_lom.metrics.iou import mean_iou, segmentation_covering
 from pyro_lom.metrics.log_likelihood import importance_weighted
@@ -65,19 +64,17 @@ def covering(held_out: HeldOut, settings: Settings) -> Values:
 
 def frechet_pca64(held_out: HeldOut, settings: Settings) -> Values:
     """Frechet distance over 64 principal components of pixels, in squared intensities."""
-    return {"fd_pca64": _frechet(held_out, settings, pca64(float_images(held_out.scenes.images[:2048])))}
+    return _frechet("fd_pca64", held_out, settings)
 
 
 def frechet_efficientnet(held_out: HeldOut, settings: Settings) -> Values:
     """Frechet distance over features of EfficientNet-lite0: no FID."""
-    return {"fd_efficientnet": _frechet(held_out, settings, EfficientNetLite0(held_out.device))}
+    return _frechet("fd_efficientnet", held_out, settings)
 
 
 def frechet_inception(held_out: HeldOut, settings: Settings) -> Values:
     """FID; the paper's protocol has 10,000 real and 10,000 generated images."""
-    extractor = Inception(held_out.device, settings.inception_weights)
-    print(f"FID with {settings.inception_weights}, SHA-256 {extractor.sha256}")
-    return {"fid": _frechet(held_out, settings, extractor)}
+    return _frechet("fid", held_out, settings)
 
 
 def structure(held_out: HeldOut, settings: Settings) -> Values:
@@ -186,12 +183,32 @@ def _labels(held_out: HeldOut) -> Tensor:
     return torch.from_numpy(np.array(held_out.scenes.labels))
 
 
-def _frechet(held_out: HeldOut, settings: Settings, extractor: Extractor) -> float:
+def _frechet(name: str, held_out: HeldOut, settings: Settings) -> Values:
+    (distance,) = frechet_by_temperature(name, held_out, [settings.temperature], settings.inception_weights)
+    return {name: distance}
+
+
+def frechet_by_temperature(
+    name: str, held_out: HeldOut, taus: Sequence[float], inception_weights: Path | None = None
+) -> list[float]:
+    """Frechet distance of as many samples as there are held-out scenes to these, at each temperature.
+
+    `name` is "fd_pca64", "fd_efficientnet" or "fid".
+    """
+    extractor = _extractor(name, held_out, inception_weights)
     real = moments(held_out.batches(held_out.scenes.images, "features of real images"), extractor)
-    samples = held_out.samples(held_out.system.final, settings.num_images, settings.temperature, "features of samples")
-    return frechet_distance(real, moments(_images(samples), extractor))
+    distances = []
+    for tau in taus:
+        samples = held_out.samples(held_out.system.final, len(held_out), tau, f"features of samples, tau = {tau:g}")
+        distances.append(frechet_distance(real, moments((sample.image for sample in samples), extractor)))
+    return distances
 
 
-def _images(renderings: Iterator) -> Iterator[Float[Tensor, "B C H W"]]:
-    for rendering in renderings:
-        yield rendering.image
+def _extractor(name: str, held_out: HeldOut, inception_weights: Path | None) -> Extractor:
+    if name == "fd_pca64":
+        return pca64(float_images(held_out.scenes.images[:PCA_IMAGES]))
+    if name == "fd_efficientnet":
+        return EfficientNetLite0(held_out.device)
+    extractor = Inception(held_out.device, inception_weights)
+    print(f"FID: weights {inception_weights}, SHA-256 {extractor.sha256}")
+    return extractor

@@ -39,6 +39,25 @@ def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
     return _join(parts)
 
 
+@torch.no_grad()
+def prior_scenes(pair: Pair, num_scenes: int) -> Float[Tensor, "B Ds"]:
+    """Samples of p(s)."""
+    with poutine.trace() as tracer:
+        pair.model(num_scenes=num_scenes)
+    return tracer.trace.nodes["s"]["value"].squeeze(-2)
+
+
+@torch.no_grad()
+def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
+    """What the model draws for given s, its slots at the means of p(z | h)."""
+    parts = []
+    for batch in scenes.split(_BATCH):
+        with poutine.trace() as tracer, poutine.condition(data={"s": batch.unsqueeze(-2)}):
+            pair.model(num_scenes=len(batch))
+        parts.append(pair.model.render(drawn_slots(tracer.trace)["fn"].mean))
+    return _join(parts)
+
+
 class Reader:
     """Runs a system over scenes, in batches, on its device; reads off what metrics and figures need."""
 
@@ -60,6 +79,19 @@ class Reader:
                 pair.guide(batch, orderless=posterior)
             parts.append(pair.model.render(drawn_slots(tracer.trace)["value"]))
         return _join(parts)
+
+    @torch.no_grad()
+    def latents(
+        self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
+    ) -> tuple[Float[Tensor, "B Ds"], Float[Tensor, "B K Dz"]]:
+        """Posterior means of a LOM's scenes and of their slots, in its order."""
+        scenes, slots = [], []
+        for batch, posterior in self._batches(images, orderless):
+            with poutine.trace() as tracer:
+                pair.guide(batch, orderless=posterior)
+            scenes.append(tracer.trace.nodes["s"]["fn"].mean.squeeze(-2))
+            slots.append(drawn_slots(tracer.trace)["fn"].mean)
+        return torch.cat(scenes), torch.cat(slots)
 
     @torch.no_grad()
     def terms(
@@ -219,12 +251,10 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
     save("samples", rows, "Unconditional samples: of the LOM, and of its orderless model")
 
     if system.ordered:
-        model = system.ordered.model
-        start, end = model.scene_prior().sample((2, 4))
+        start, end = prior_scenes(system.ordered, 8).chunk(2)
         rows = []
-        for scene in slerp(start, end, num).unbind(1):
-            slots = model.slot_prior(model.order_net(scene)).mean
-            rendering = model.render(slots)
+        for path in slerp(start, end, num).unbind(1):
+            rendering = render_scenes(system.ordered, path)
             rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
         save("interpolation", rows, "From one scene to another along a great circle of s, slots at their prior means")
 

@@ -80,7 +80,7 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
 
     Standard deviations are those of a sample (divided by the number of runs less one); a run alone has none.
     """
-    groups = _groups(rows)
+    groups = group_by_config(rows)
     parts = []
     for title, columns in _TABLES.items():
         known = [column for column in columns if any(row.values.get(column.key) is not None for row in rows)]
@@ -90,13 +90,14 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
                 [label, str(len(group)), _images(group), *(_cell(group, column) for column in known)]
                 for label, group in groups.items()
             ]
-            parts.append(f"**{title}**\n\n{_grid([head, *lines])}")
+            parts.append(f"**{title}**\n\n{grid([head, *lines])}")
     made_by = [[label, f"`{command([row.folder for row in group])}`"] for label, group in groups.items()]
-    parts.append(f"**Made by**\n\n{_grid([['model', 'command'], *made_by])}")
+    parts.append(f"**Made by**\n\n{grid([['model', 'command'], *made_by])}")
     return "\n\n".join(parts)
 
 
-def _groups(rows: list[Row]) -> dict[str, list[Row]]:
+def group_by_config(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows under a label, those together that differ in nothing but their seed."""
     by_config: dict[str, list[Row]] = {}
     for row in rows:
         by_config.setdefault(str(to_dict(row.config) | {"seed": None}), []).append(row)
@@ -125,7 +126,7 @@ def _cell(group: list[Row], column: Column) -> str:
     return mean if len(scaled) == 1 else f"{mean} ± {scaled.std(ddof=1):.{column.digits}f}"
 
 
-def _grid(lines: list[list[str]]) -> str:
+def grid(lines: list[list[str]]) -> str:
     """Cells padded so that the table reads well as plain text, too."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]

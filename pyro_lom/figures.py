@@ -1,20 +1,23 @@
 """Pictures as PNG and GIF files: scenes, masks, curves. Slot k has the same colour in every column of every picture."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from pyro_lom.runs import replacing
+from pyro_lom.types import Rendering
 
 _SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
 _CELL = 0.62  # inches a scene takes
+_NOTHING = 0.94
 _NUMBER = dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.8)
 
 
@@ -28,6 +31,28 @@ def colour_masks(log_masks: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*
     """Each pixel in the mixture of slot colours that its masks give, so that undecided pixels look muddy."""
     colours = _SLOT_COLOURS.to(log_masks)[torch.arange(log_masks.shape[-4]) % len(_SLOT_COLOURS)]
     return torch.einsum("...khw,kc->...chw", log_masks.exp().squeeze(-3), colours)
+
+
+def single_slots(rendering: Rendering) -> Float[Tensor, "*batch K C H W"]:
+    """What each slot draws by itself: its colours where its mask is, light grey where it is not."""
+    masks = rendering.log_masks.exp()
+    return masks * rendering.components + (1 - masks) * _NOTHING
+
+
+def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Images with a black line around the box of each region; without one where the region is empty."""
+    images = images.expand(-1, 3, -1, -1).clone()
+    *_, height, width = images.shape
+    line = max(1, height // 32)
+    for image, region in zip(images, regions, strict=True):
+        rows, columns = region.any(1).nonzero().flatten(), region.any(0).nonzero().flatten()
+        if len(rows):
+            top, left = max(rows[0] - line, 0), max(columns[0] - line, 0)
+            bottom, right = min(rows[-1] + 1 + line, height), min(columns[-1] + 1 + line, width)
+            inside = image[:, top + line : bottom - line, left + line : right - line].clone()
+            image[:, top:bottom, left:right] = 0
+            image[:, top + line : bottom - line, left + line : right - line] = inside
+    return images
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
@@ -82,6 +107,20 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
         axis.grid(alpha=0.3)
         if keys:
             axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def save_error_bars(
+    path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], *, x: str, y: str
+) -> None:
+    """Write lines by label, each as its places, means and standard deviations."""
+    figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for style, (label, (places, means, deviations)) in zip(cycle(("-", "--", ":", "-.")), lines.items()):
+        axis.errorbar(places, means, yerr=deviations, label=label, linestyle=style, marker="o", markersize=3, capsize=3)
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
     _save(figure, path)
 
 

@@ -16,7 +16,7 @@ from pyro_lom.errors import UserError
 from pyro_lom.metrics.frechet import GaussianMoments, PixelPCA
 
 Extractor = Callable[[Float[Tensor, "N C H W"]], Float[Tensor, "N D"]]  # images in [0, 1] to features
-_PCA_IMAGES = 2048
+PCA_IMAGES = 2048  # that components are found on: a bound on memory
 
 
 class EfficientNetLite0:
@@ -92,8 +92,8 @@ class Inception:
 
 
 def pca64(images: Float[Tensor, "N C H W"]) -> PixelPCA:
-    """The 64 leading components of the first 2048 held-out images: a bound on memory."""
-    return PixelPCA.fit(images[:_PCA_IMAGES], 64)
+    """The 64 leading principal components of the first 2048 held-out images."""
+    return PixelPCA.fit(images[:PCA_IMAGES], 64)
 
 
 def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -> GaussianMoments:
