@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="report.py", description=DESCRIPTION)
     run = Run.open(options.run)
     path = options.output or run.folder / "report.html"
-    if path.is_dir() or not path.parent.is_dir():
+    if path.is_dir() or not path.parent.is_dir():  # the run's own folder is there
         raise UserError(f"--output {path}: name a file in a folder that is there")
     if run.metrics():
         save_curves(run.figures / "curves.png", run.metrics())

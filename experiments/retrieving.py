@@ -52,9 +52,7 @@ def main(arguments: list[str]) -> None:
     train = held_out.all_scenes.split("train")
     index = _index(held_out, train, min(options.num_scenes, len(train.images)))
     shares = ", ".join(f"{100 * share:.0f}" for share in index.explained)
-    print(
-        f"variance of s along {len(index.explained)} components: {shares} %, {100 * index.explained.sum():.0f} % in all"
-    )
+    print(f"{len(index.scenes)} scenes; variance of s along the components: {shares} % of all")
 
     queries = float_images(held_out.scenes.images[list(options.queries)])
     torch.manual_seed(held_out.seed)  # whether the index was built or read

@@ -54,6 +54,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("name one or more run folders: sample.py runs/00000-...")
     for folder in options.runs:
         Run.open(folder)
+    if options.sweep and not options.output.parent.is_dir():
+        folder = options.output.parent
+        raise UserError(f"--output {options.output}: there is no folder {folder}; make it or name another")
     pyro.enable_validation(False)
     if options.sweep:
         _sweep(options)
@@ -107,7 +110,7 @@ def _sweep(options: Arguments) -> None:
     for label, group in group_by_config(rows).items():
         distances = np.array([[row.values[f"{tau:g}"] for tau in _TAUS] for row in group])
         means, deviations = distances.mean(0), distances.std(0, ddof=min(1, len(group) - 1))
-        lines[label] = (_TAUS, means, deviations)
+        lines[label] = (_TAUS, means.tolist(), deviations.tolist())
         bars = [f" ± {deviation:.1f}" if len(group) > 1 else "" for deviation in deviations]
         cells = [f"{mean:.1f}{bar}" for mean, bar in zip(means, bars, strict=True)]
         table.append([label, str(len(group)), *cells])
