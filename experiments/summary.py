@@ -96,7 +96,7 @@ class Reader:
     @torch.no_grad()
     def terms(
         self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
-    ) -> dict[str, Float[Tensor, "B"]]:
+    ) -> dict[str, Float[Tensor, "_"]]:
         """The ELBO's parts, nats per scene: `log_likelihood`, `kl_scene` and `kl_slots`, each summed over its sites."""
         return self._by_level(
             self.elbo.terms(pair.model, partial(pair.guide, orderless=posterior), batch)
@@ -106,7 +106,7 @@ class Reader:
     @torch.no_grad()
     def terms_under_other_scene(
         self, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
-    ) -> dict[str, Float[Tensor, "B"]]:
+    ) -> dict[str, Float[Tensor, "_"]]:
         """The same for the LOM when each scene gets the s inferred for its neighbour, and is matched again under it."""
         pair, terms = self.system.ordered, []
         for batch, posterior in self._batches(images, orderless):
@@ -122,12 +122,12 @@ class Reader:
             posterior = OrderlessPosterior(orderless.loc[rows], orderless.scale[rows])
             yield images[rows].to(self.device), posterior
 
-    def _by_level(self, batches: Iterable[Terms]) -> dict[str, Float[Tensor, "B"]]:
+    def _by_level(self, batches: Iterable[Terms]) -> dict[str, Float[Tensor, "_"]]:
         slot_sites = {name for pair in self.system if pair for name in _slot_sites(pair)}
         parts: dict[str, list] = {"log_likelihood": [], "kl_scene": [], "kl_slots": []}
         for terms in batches:
             zero = torch.zeros(len(next(iter(terms.kl.values()))), device=self.device)
-            parts["log_likelihood"].append(sum(terms.log_likelihood.values(), zero))
+            parts["log_likelihood"].append(sum(terms.log_likelihood.values()))  # of the rendered scenes, in training
             parts["kl_scene"].append(sum((kl for site, kl in terms.kl.items() if site not in slot_sites), zero))
             parts["kl_slots"].append(sum((kl for site, kl in terms.kl.items() if site in slot_sites), zero))
         return {name: torch.cat(values) for name, values in parts.items()}
