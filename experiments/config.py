@@ -189,16 +189,25 @@ def check(config: Config) -> None:
     Raises:
         UserError: names the option, its value and what it must be.
     """
-    for name, value, hint in _fields(config):
-        for bound in _bounds(hint):
-            if value is not None and not bound.holds(value):
-                raise UserError(f"--{name} is {value}: it must be {bound.words}")
+    check_bounds(config)
     geco = config.train.geco
     if not geco.minimum <= geco.initial <= geco.maximum:
         raise UserError(
             f"--train.geco.initial is {geco.initial}: it must lie between --train.geco.minimum, which is "
             f"{geco.minimum}, and --train.geco.maximum, which is {geco.maximum}"
         )
+
+
+def check_bounds(options: Any) -> None:
+    """Refuse values outside of the bounds that a dataclass of options declares.
+
+    Raises:
+        UserError: names the option, its value and what it must be.
+    """
+    for name, value, hint in _fields(options):
+        for bound in _bounds(hint):
+            if value is not None and not bound.holds(value):
+                raise UserError(f"--{name} is {value}: it must be {bound.words}")
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -137,10 +137,10 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"no images in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    height, width = size or _read_rgb(paths[0]).shape[:2]
+    height, width = size or read_image(paths[0]).shape[:2]
     images = np.empty((len(paths), height, width, 3), np.uint8)
     for index, path in enumerate(paths):
-        image = _read_rgb(path, size)
+        image = read_image(path, size)
         if image.shape != images.shape[1:]:
             raise UserError(
                 f"images in {folder} differ in size: {paths[0].name} is {_size_text((height, width))}, {path.name} is "
@@ -149,6 +149,24 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
         images[index] = image
     splits = _default_splits(len(images))
     return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file as RGB, cropped about its centre to the aspect of `size` (height, width) and resized bilinearly.
+
+    Raises:
+        UserError: it is missing, unreadable, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path} ({_reason(error)}); mend or remove it") from error
+    if size is not None and size != (rgb.height, rgb.width):
+        rgb = _centre_crop(rgb, size).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
 
 
 def _write_file(path: Path, scenes: Scenes, source: str, seed: int) -> None:
@@ -266,19 +284,6 @@ def _memory_map(dataset: h5py.Dataset, path: Path) -> np.ndarray:
     if offset is None or dataset.chunks is not None or dataset.external is not None:
         return dataset[()]
     return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-
-
-def _read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path} ({_reason(error)}); mend or remove it") from error
-    if size is not None and size != (rgb.height, rgb.width):
-        rgb = _centre_crop(rgb, size).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
 
 
 def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
