@@ -40,7 +40,7 @@ def test_segments_are_those_of_every_source(lom, orderless):
     assert set(lom.reading.segments) == SOURCES and set(orderless.reading.segments) == SOURCES - {"ordered"}
     for segments in lom.reading.segments.values():
         assert segments.shape == (16, 32, 32) and segments.dtype == np.uint8 and segments.max() < 3
-    assert lom.reading.slots.shape == (16, 3, 6)
+    assert lom.reading.slots.shape == (16, 3, 8)
 
 
 @pytest.mark.parametrize("system", ["lom", "orderless"])

@@ -19,7 +19,7 @@ def test_an_index_is_built_once(command, run, monkeypatch):
     code, out, err = command(main, run)
     assert code == 0, err
     index, about = Index.load(run / "retrieval.safetensors")
-    assert index.scenes.shape == (48, 32) and index.slots.shape == (48, 3, 6) and index.components.shape == (6, 32)
+    assert index.scenes.shape == (48, 32) and index.slots.shape == (48, 3, 8) and index.components.shape == (6, 32)
     assert about == {"checkpoint": "step-00000006", "num_scenes": "48"}
     assert out.startswith("48 scenes; variance of s along the components: ") and " ms)" in out
     with Image.open(run / "figures" / "retrieval.png") as image:
