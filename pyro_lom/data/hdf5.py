@@ -62,7 +62,7 @@ class Scenes:
         )
 
 
-def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int) -> None:
+def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, compact: bool = False) -> None:
     """Write `scenes` to an HDF5 file, all of it or nothing.
 
     Args:
@@ -70,6 +70,7 @@ def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int) ->
         scenes: what to write.
         source: where the scenes come from, in words.
         seed: seed they were made with.
+        compact: compress each image by itself (lzf): about half the size, read at a tenth of the speed.
 
     Raises:
         UserError: the disk is full, or the file may not be written.
@@ -79,7 +80,7 @@ def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_file(temporary, scenes, source, seed)
+            _write_file(temporary, scenes, source, seed, compact)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -151,11 +152,12 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
     return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
 
 
-def _write_file(path: Path, scenes: Scenes, source: str, seed: int) -> None:
+def _write_file(path: Path, scenes: Scenes, source: str, seed: int, compact: bool) -> None:
     with h5py.File(path, "w") as file:
-        file.create_dataset("images", data=scenes.images)
-        if scenes.labels is not None:
-            file.create_dataset("labels", data=scenes.labels)
+        for name, values in (("images", scenes.images), ("labels", scenes.labels)):
+            if values is not None:
+                layout = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if compact else {}
+                file.create_dataset(name, data=values, **layout)
         for factor, values in scenes.factors.items():
             file.create_dataset(f"factors/{factor}", data=values)
         file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, name=scenes.name, version=scenes.version)
