@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments import cli
+from experiments.importing import Import
 from pyro_lom.data.hdf5 import read_scenes
 
 
@@ -14,21 +15,11 @@ from pyro_lom.data.hdf5 import read_scenes
 class Info:
     """Describe and check a file of scenes."""
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """HDF5 file, or folder of images."""
 
     def run(self) -> None:
         print(read_scenes(self.file).images.shape)
-
-
-@dataclass(frozen=True)
-class Import:
-    """Bring the published files of a data set into the project's own layout."""
-
-    name: tyro.conf.Positional[str]
-
-    def run(self) -> None:
-        raise NotImplementedError
 
 
 Command = Annotated[Info, tyro.conf.subcommand("info")] | Annotated[Import, tyro.conf.subcommand("import")]

@@ -11,13 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image
 
+from pyro_lom.data.pictures import image_paths, read_rgb, reason_of, size_text
 from pyro_lom.errors import UserError
 
 FORMAT = "pyro_lom scenes"
 FORMAT_VERSION = 1
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, co
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # h5py tells a write that fails on closing as a RuntimeError
-        raise UserError(f"cannot write {path}: {_reason(error)}; make room or name another file") from error
+        raise UserError(f"cannot write {path}: {reason_of(error)}; make room or name another file") from error
 
 
 def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes:
@@ -113,11 +112,12 @@ def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes
         raise UserError(f"cannot read {path}: permission denied; ask its owner or name another file") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises each of them on damage
         raise UserError(
-            f"cannot read {path}: not an HDF5 file, or truncated or damaged ({_reason(error)}); make or fetch it again"
+            f"cannot read {path}: not an HDF5 file, or truncated or damaged ({reason_of(error)}); make or fetch it "
+            "again"
         ) from error
     if size is not None and size != scenes.images.shape[1:3]:
         raise UserError(
-            f"images in {path} are {_size_text(scenes.images.shape[1:3])}, not {_size_text(size)} (height x width): "
+            f"images in {path} are {size_text(scenes.images.shape[1:3])}, not {size_text(size)} (height x width): "
             "an HDF5 file is not resized; pass a folder of images or a file of that size"
         )
     return scenes
@@ -135,20 +135,18 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
         UserError: there are no images, one is unreadable, or sizes differ and no `size` is given.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"no images in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    height, width = size or _read_rgb(paths[0]).shape[:2]
+    paths = image_paths(folder)
+    height, width = size or read_rgb(paths[0]).shape[:2]
     images = np.empty((len(paths), height, width, 3), np.uint8)
     for index, path in enumerate(paths):
-        image = _read_rgb(path, size)
+        image = read_rgb(path, size)
         if image.shape != images.shape[1:]:
             raise UserError(
-                f"images in {folder} differ in size: {paths[0].name} is {_size_text((height, width))}, {path.name} is "
-                f"{_size_text(image.shape[:2])} (height x width); pass the size to bring them all to, such as 64 64"
+                f"images in {folder} differ in size: {paths[0].name} is {size_text((height, width))}, {path.name} is "
+                f"{size_text(image.shape[:2])} (height x width); pass the size to bring them all to, such as 64 64"
             )
         images[index] = image
-    splits = _default_splits(len(images))
+    splits = last_tenth_for_testing(len(images))
     return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
 
 
@@ -252,10 +250,11 @@ def _splits_in(attributes: h5py.AttributeManager, path: Path, num_scenes: int) -
         if not is_pair or not 0 <= bounds[0] <= bounds[1] <= num_scenes:
             raise UserError(f"{key} in {path} is {bounds.tolist()}; expected [start, stop] within 0..{num_scenes}")
         splits[key.removeprefix("split_")] = range(int(bounds[0]), int(bounds[1]))
-    return splits or _default_splits(num_scenes)
+    return splits or last_tenth_for_testing(num_scenes)
 
 
-def _default_splits(num_scenes: int) -> dict[str, range]:
+def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
+    """Splits where none are named: the last tenth, 1 to 1000 scenes, is "test", the rest "train"."""
     if num_scenes == 1:
         return {"train": range(1)}
     num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
@@ -268,35 +267,3 @@ def _memory_map(dataset: h5py.Dataset, path: Path) -> np.ndarray:
     if offset is None or dataset.chunks is not None or dataset.external is not None:
         return dataset[()]
     return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-
-
-def _read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path} ({_reason(error)}); mend or remove it") from error
-    if size is not None and size != (rgb.height, rgb.width):
-        rgb = _centre_crop(rgb, size).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
-
-
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part of the aspect of `size`."""
-    scale = min(image.height / size[0], image.width / size[1])
-    height, width = (max(round(length * scale), 1) for length in size)
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _size_text(size: tuple[int, ...]) -> str:
-    return "x".join(str(length) for length in size)
-
-
-def _reason(error: Exception) -> str:
-    """One line: h5py's own messages carry dumps of addresses and times."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return " ".join(str(error).split())
