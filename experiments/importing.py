@@ -162,7 +162,7 @@ class Import:
         if self.source.is_file() and h5py.is_hdf5(self.source):
             return self._object_centric(size)
         if self.name == "shapestacks":
-            return ShapeStacks(self.source, size)
+            return ShapeStacks(self.source, size, self.num)
         if self.name == "clevr6":
             return Clevr6(self.source, size)
         return ObjectsRoom(self.source, size, _ENTITIES[self.name])

@@ -1,7 +1,8 @@
 """Scenes on disk: one HDF5 file, or a folder of images.
 
-An HDF5 file holds `images` uint8 (N, H, W, C), `labels` uint8 (N, H, W) and `factors/<name>` (N, max_objects), each
-contiguous, so that they are memory-mapped and a data set larger than memory trains at the speed of the disk.
+An HDF5 file holds `images` uint8 (N, H, W, C), `labels` uint8 (N, H, W) and `factors/<name>` (N, max_objects). The
+arrays are contiguous, so that they are memory-mapped and a data set larger than memory trains at the speed of the disk;
+or compact, each image compressed by itself.
 """
 
 import os
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from pyro_lom.data.pictures import image_paths, read_rgb, reason_of, size_text
+from pyro_lom.data.stored import Array, ChunkedArray, stored_array
 from pyro_lom.errors import UserError
 
 FORMAT = "pyro_lom scenes"
@@ -23,11 +25,11 @@ FORMAT_VERSION = 1
 class Scenes:
     """Images of scenes and what is known about them; the arrays may be memory maps."""
 
-    images: UInt8[np.ndarray, "N H W C"]
+    images: UInt8[Array, "N H W C"]
     """Pixels, 0..255, with 1 or 3 channels."""
-    labels: UInt8[np.ndarray, "N H W"] | None
+    labels: UInt8[Array, "N H W"] | None
     """Entity of each pixel: background entities are 0..num_background-1, objects come after them."""
-    factors: dict[str, Shaped[np.ndarray, "N max_objects"]]
+    factors: dict[str, Shaped[Array, "N max_objects"]]
     """Properties of each object by name."""
     num_background: int
     """How many of the labels are background; 0 if there are no labels."""
@@ -43,20 +45,20 @@ class Scenes:
         _, height, width, channels = self.images.shape
         return channels, height, width
 
-    def split(self, name: str) -> "Scenes":
-        """The scenes of one split, as views.
+    def split(self, name: str, at_most: int | None = None) -> "Scenes":
+        """The scenes of one split, or its first `at_most`, as views.
 
         Raises:
             UserError: there is no split of that name.
         """
         if name not in self.splits:
             raise UserError(f'{self.name} has no split "{name}"; choose one of: {", ".join(self.splits)}')
-        rows = slice(self.splits[name].start, self.splits[name].stop)
+        rows = slice(self.splits[name].start, self.splits[name][:at_most].stop)
         return replace(
             self,
-            images=self.images[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            factors={factor: values[rows] for factor, values in self.factors.items()},
+            images=_narrowed(self.images, rows),
+            labels=None if self.labels is None else _narrowed(self.labels, rows),
+            factors={factor: _narrowed(values, rows) for factor, values in self.factors.items()},
             splits={name: range(rows.stop - rows.start)},
         )
 
@@ -150,6 +152,18 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
     return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
 
 
+def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
+    """Splits where none are named: the last tenth, 1 to 1000 scenes, is "test", the rest "train"."""
+    if num_scenes == 1:
+        return {"train": range(1)}
+    num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
+    return {"train": range(num_train), "test": range(num_train, num_scenes)}
+
+
+def _narrowed(array: Array, rows: slice) -> Array:
+    return array.narrowed(rows) if isinstance(array, ChunkedArray) else array[rows]
+
+
 def _write_file(path: Path, scenes: Scenes, source: str, seed: int, compact: bool) -> None:
     with h5py.File(path, "w") as file:
         for name, values in (("images", scenes.images), ("labels", scenes.labels)):
@@ -186,7 +200,7 @@ def _scenes_in(file: h5py.File, path: Path) -> Scenes:
     )
 
 
-def _images_in(file: h5py.File, path: Path) -> np.ndarray:
+def _images_in(file: h5py.File, path: Path) -> Array:
     images = file.get("images")
     if not isinstance(images, h5py.Dataset):
         held = ", ".join(map(str, file)) or "nothing"
@@ -205,26 +219,26 @@ def _images_in(file: h5py.File, path: Path) -> np.ndarray:
         )
     if len(images) == 0:
         raise UserError(f"images in {path} are empty (shape {images.shape}); store at least one scene")
-    return _memory_map(images, path)
+    return stored_array(images, path)
 
 
-def _labels_in(file: h5py.File, path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+def _labels_in(file: h5py.File, path: Path, shape: tuple[int, int, int]) -> Array | None:
     labels = file.get("labels")
     if labels is None:
         return None
     if not isinstance(labels, h5py.Dataset) or labels.shape != shape or labels.dtype != np.uint8:
         found = f"{labels.dtype} {labels.shape}" if isinstance(labels, h5py.Dataset) else "a group"
         raise UserError(f"labels in {path} are {found}; expected uint8 {shape}, one per pixel of images")
-    return _memory_map(labels, path)
+    return stored_array(labels, path)
 
 
-def _factors_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, np.ndarray]:
+def _factors_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, Array]:
     factors = {}
     for name, values in file.get("factors", {}).items():
         if not isinstance(values, h5py.Dataset) or values.ndim != 2 or len(values) != num_scenes:
             found = f"shape {values.shape}" if isinstance(values, h5py.Dataset) else "a group"
             raise UserError(f"factors/{name} in {path} is {found}; expected an array ({num_scenes}, max_objects)")
-        factors[name] = _memory_map(values, path)
+        factors[name] = stored_array(values, path)
     return factors
 
 
@@ -251,19 +265,3 @@ def _splits_in(attributes: h5py.AttributeManager, path: Path, num_scenes: int) -
             raise UserError(f"{key} in {path} is {bounds.tolist()}; expected [start, stop] within 0..{num_scenes}")
         splits[key.removeprefix("split_")] = range(int(bounds[0]), int(bounds[1]))
     return splits or last_tenth_for_testing(num_scenes)
-
-
-def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
-    """Splits where none are named: the last tenth, 1 to 1000 scenes, is "test", the rest "train"."""
-    if num_scenes == 1:
-        return {"train": range(1)}
-    num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
-    return {"train": range(num_train), "test": range(num_train, num_scenes)}
-
-
-def _memory_map(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """The data set as a read-only memory map, or in memory if it is not stored in one piece of this file."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.chunks is not None or dataset.external is not None:
-        return dataset[()]
-    return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)

@@ -1,8 +1,9 @@
 """What every reader offers and yields, and how it tells of damage."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from jaxtyping import Shaped, UInt8
 from numpy import ndarray
@@ -47,7 +48,7 @@ class Damage:
         self.positions.append(position)
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """One source of scenes. Opening it checks what can be checked at once."""
 
     num_background: int
@@ -56,6 +57,7 @@ class Reader(Protocol):
     unit: str
     """"B" for bytes, or "scenes"."""
 
+    @abstractmethod
     def blocks(self, place: Any, damage: Damage) -> Iterator[Block]:
         """The scenes from `place` on, None being the start, in bounded memory.
 
@@ -63,11 +65,13 @@ class Reader(Protocol):
             UserError: the source is damaged, and `damage` does not skip that.
         """
 
+    @abstractmethod
     def splits(self, num_scenes: int) -> dict[str, range]:
         """The splits, once it is known how many scenes there are."""
 
     def notes(self, place: Any) -> list[str]:
         """What a person should know about the scenes up to `place`, a line each."""
+        return []
 
 
 def scenes_in_block(scene_bytes: int) -> int:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from pyro_lom.data.hdf5 import last_tenth_for_testing
-from pyro_lom.data.importers.block import Block, Damage, scenes_in_block
+from pyro_lom.data.importers.block import Block, Damage, Reader, scenes_in_block
 from pyro_lom.data.pictures import image_paths, read_labels, read_picture, read_rgb, size_text
 from pyro_lom.errors import UserError
 
 
-class ImageFolder:
+class ImageFolder(Reader):
     """Every PNG and JPEG of a folder, in order of name, cropped about the centre to squares.
 
     Args:
@@ -60,9 +60,6 @@ class ImageFolder:
 
     def splits(self, num_scenes: int) -> dict[str, range]:
         return last_tenth_for_testing(num_scenes)
-
-    def notes(self, place: Any) -> list[str]:
-        return []
 
     def _mask(self, row: int) -> np.ndarray:
         image, mask = read_picture(self._images[row]).size, read_picture(self._masks[row]).size

@@ -5,7 +5,7 @@ Each value of a pixel is a string of its own there, so that the files unpack to 
 Room, 323 GB of CLEVR. They are streamed.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from pyro_lom.data.importers.block import Block, Damage, genesis_splits, scenes_in_block
+from pyro_lom.data.importers.block import Block, Damage, Reader, genesis_splits, scenes_in_block
 from pyro_lom.data.importers.labels import labels_of_masks, pack_objects, renumber_room
 from pyro_lom.data.importers.tfrecord import Malformed, TFRecordFile, byte_values, float_values, parse_example
 from pyro_lom.data.pictures import fit
@@ -28,7 +28,7 @@ _CLEVR_CODES = ("size", "material", "shape", "color")
 Scene = tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"], dict[str, Shaped[np.ndarray, "max_objects"]]]
 
 
-class _TFRecordReader(ABC):
+class _TFRecordReader(Reader):
     """What both data sets have in common.
 
     Args:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from pyro_lom.data.importers.block import BLOCK_BYTES, Block, Damage, genesis_splits
+from pyro_lom.data.importers.block import BLOCK_BYTES, Block, Damage, Reader, genesis_splits
 from pyro_lom.data.importers.labels import pack_objects, renumber_room
 from pyro_lom.data.pictures import fit, reason_of
 from pyro_lom.errors import UserError
@@ -21,7 +21,7 @@ _NOT_FACTORS = ("image", "mask", "visibility", "num_actual_objects", "num_object
 _MAX_CHUNK = 256 << 20  # bytes that HDF5 would have to unpack at once
 
 
-class ObjectCentric:
+class ObjectCentric(Reader):
     """One of those files.
 
     Args:

@@ -1,4 +1,4 @@
-"""ShapeStacks from its published tree (shapestacks.robots.ox.ac.uk).
+"""ShapeStacks from its published tree (ogroth.github.io/shapestacks).
 
     splits/default/{train,eval,test}.txt              a scenario a line
     recordings/SCENARIO/rgb-*-cam_N-mono-0.png        224x224, one image a camera
@@ -9,6 +9,7 @@ Instance maps may also lie beside the images.
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pyro_lom.data.importers.block import Block, Damage, scenes_in_block
+from pyro_lom.data.importers.block import Block, Damage, Reader, scenes_in_block
 from pyro_lom.data.pictures import fit, read_picture, size_text
 from pyro_lom.errors import UserError
 
@@ -29,14 +30,15 @@ _SCENARIO = re.compile(r"env_(?:blocks|ccs)-\w+-h=(\d+)-vcom=(\d+)-vpsf=(\d+)-v=
 _CAMERA = re.compile(r"-cam_(\d+)-")
 
 
-class ShapeStacks:
-    """Every view of every scenario of the default split, scenarios and cameras in order, before anything moves.
+class ShapeStacks(Reader):
+    """The views of the default split's scenarios before anything moves, shuffled once within each split.
 
     Factors, one column each: `num_blocks`, `stands` (neither centre of mass nor planar surface violated) and `camera`.
 
     Args:
         root: the folder that holds splits/ and recordings/.
         size: height and width of the images to be.
+        num: how many views to take, of each split its share; None takes all.
 
     Raises:
         UserError: split files are missing or name scenarios that are not there.
@@ -45,15 +47,22 @@ class ShapeStacks:
     num_background = 1
     unit = "scenes"
 
-    def __init__(self, root: Path, size: int):
+    def __init__(self, root: Path, size: int, num: int | None = None):
         self.root, self.size = root, size
         self._views: list[tuple[Path, Path | None]] = []
-        self._splits: dict[str, range] = {}
-        for published, split in SPLITS.items():
-            first = len(self._views)
-            for scenario in self._scenarios(root / "splits" / "default" / f"{published}.txt"):
-                self._views += self._views_of(scenario)
-            self._splits[split] = range(first, len(self._views))
+        ends = [0]
+        for published in SPLITS:
+            scenarios = self._scenarios(root / "splits" / "default" / f"{published}.txt")
+            views = [view for scenario in scenarios for view in self._views_of(scenario)]
+            order = np.random.default_rng(0).permutation(len(views))
+            self._views += [views[place] for place in order]
+            ends.append(len(self._views))
+        if num is not None and num < len(self._views):
+            shares = [end * num // len(self._views) for end in ends]
+            parts = zip(ends[:-1], np.diff(shares), strict=True)
+            self._views = [view for first, share in parts for view in self._views[first : first + share]]
+            ends = shares
+        self._splits = {split: range(*bounds) for split, bounds in zip(SPLITS.values(), pairwise(ends), strict=True)}
         self.total = len(self._views)
         if twice := self.total - len(set(self._views)):
             raise UserError(f"the split files in {root}/splits/default name {twice} images twice: restore them")
