@@ -20,14 +20,15 @@ def renumber_room(
 
     The published files number sky, floor, one or two halves of the wall, then the objects without a gap: where only
     one half of the wall is in view, label 3 is an object. That shows in its neighbours, a wall being as high as the
-    room and as wide as it is seen: label 3 is an object where wall (2) lies above or below it; where floor or sky lie
-    to its right and it does not come from the left border, or the other way round; where they lie on both sides; and
-    where no other object is left, since no scene but the empty ones is without. It is a wall where all labels are used.
+    room and as wide as it is seen: label 3 is an object where floor (1) or the other wall (2) lie above it, or the sky
+    (0) or the other wall below it; where floor or sky lie to its right and it does not come from the left border, or the
+    other way round; where they lie on both sides; and where no other object is left, since only empty rooms have none.
+    It is a wall where all labels are used.
     """
-    third = labels == 3
-    other_wall, floor_or_sky = labels == 2, labels < 2
-    above = (other_wall[:, :-1] & third[:, 1:]).any(1).sum(1) >= _MIN_EDGE
-    below = (other_wall[:, 1:] & third[:, :-1]).any(1).sum(1) >= _MIN_EDGE
+    third, floor_or_sky = labels == 3, labels < 2
+    never_above, never_below = (labels == 1) | (labels == 2), (labels == 0) | (labels == 2)
+    above = (never_above[:, :-1] & third[:, 1:]).any(1).sum(1) >= _MIN_EDGE
+    below = (never_below[:, 1:] & third[:, :-1]).any(1).sum(1) >= _MIN_EDGE
     right = (third[:, :, :-1] & floor_or_sky[:, :, 1:]).any(2).sum(1) >= _MIN_EDGE
     left = (third[:, :, 1:] & floor_or_sky[:, :, :-1]).any(2).sum(1) >= _MIN_EDGE
     from_left, from_right = third[:, :, 0].any(1), third[:, :, -1].any(1)
