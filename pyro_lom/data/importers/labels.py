@@ -20,8 +20,8 @@ def renumber_room(
 
     The published files number sky, floor, one or two halves of the wall, then the objects without a gap: where only
     one half of the wall is in view, label 3 is an object. That shows in its neighbours, a wall being as high as the
-    room and as wide as it is seen: label 3 is an object where floor (1) or the other wall (2) lie above it, or the sky
-    (0) or the other wall below it; where floor or sky lie to its right and it does not come from the left border, or the
+    room and as wide as it is seen: label 3 is an object where floor (1) or the other wall (2) lie above it, or sky (0)
+    or the other wall below it; where floor or sky lie to its right and it does not come from the left border, or the
     other way round; where they lie on both sides; and where no other object is left, since only empty rooms have none.
     It is a wall where all labels are used.
     """

@@ -152,9 +152,15 @@ def save_png(path, values):
         (lambda tree: save_png(image_of(tree), np.zeros((200, 224, 3), np.uint8)), "is 200x224, not 224x224"),
         (lambda tree: save_png(image_of(tree), np.zeros((224, 224), np.uint8)), "is of mode L, not RGB"),
         (lambda tree: write_map(map_of(tree), np.zeros((64, 64), np.uint8)), r"\.map is 64x64, not 224x224"),
-        (lambda tree: write_map(map_of(tree), np.full((224, 224), 7, np.uint8)), "holds 224, not 32 times a label of 0"),
+        (
+            lambda tree: write_map(map_of(tree), np.full((224, 224), 7, np.uint8)),
+            "holds 224, not 32 times a label of 0",
+        ),
         (lambda tree: save_png(map_of(tree), np.full((224, 224), 33, np.uint8)), "holds 33, not 32 times a label of 0"),
-        (lambda tree: save_png(map_of(tree), np.tile(np.uint8([0, 32, 0]), (224, 224, 1))), "is in colour, and no inst"),
+        (
+            lambda tree: save_png(map_of(tree), np.tile(np.uint8([0, 32, 0]), (224, 224, 1))),
+            "is in colour, and no inst",
+        ),
         (lambda tree: (map_of(tree).unlink(), map_of(tree).mkdir()), "is no image file"),
         (lambda tree: (image_of(tree).unlink(), image_of(tree).symlink_to(image_of(tree))), "no such file|no image"),
         (lambda tree: (image_of(tree).unlink(), os.mkfifo(image_of(tree))), "is no image file"),
@@ -176,10 +182,19 @@ def test_no_tree(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda tree: os.rename(tree / "recordings" / FALLS, tree / "gone"), "cannot read .*: No such file or directory"),
+        (
+            lambda tree: os.rename(tree / "recordings" / FALLS, tree / "gone"),
+            "cannot read .*: No such file or directory",
+        ),
         (lambda tree: [p.unlink() for p in (tree / "recordings" / FALLS).iterdir()], "no images in .*: expected files"),
-        (lambda tree: map_of(tree).unlink(), "1 of 12 images in .* have no instance map, the first being .*cam_2-mono-0"),
-        (lambda tree: (tree / "splits/default/eval.txt").write_text("../../../etc"), "names '../../../etc', no scenario"),
+        (
+            lambda tree: map_of(tree).unlink(),
+            "1 of 12 images in .* have no instance map, the first being .*cam_2-mono-0",
+        ),
+        (
+            lambda tree: (tree / "splits/default/eval.txt").write_text("../../../etc"),
+            "names '../../../etc', no scenario",
+        ),
         (lambda tree: (tree / "splits/default/eval.txt").write_bytes(b"\xff\xfe"), "eval.txt: it is no text"),
         (lambda tree: (tree / "splits/default/eval.txt").write_text(STANDS), "name 3 images twice: restore them"),
         (
