@@ -11,18 +11,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import tyro
 
 from pyro_lom.errors import UserError
 from pyro_lom.trainer import Interrupted, NonFiniteLoss
 
-T = TypeVar("T")
 
-
-def parse(kind: type[T], arguments: list[str], *, default: T | None = None, prog: str, description: str) -> T:
-    """Options as the dataclass `kind`.
+def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, description: str) -> Any:
+    """Options as the dataclass `kind`, or as one of the dataclasses of a union of subcommands.
 
     Raises:
         UserError: an option is unknown or has a value that does not fit.

@@ -29,6 +29,8 @@ from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
 DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
 Options override the preset's values, for trying things."""
 
+_HELD_OUT = 2048  # scenes that the numbers at the end of a run are of
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -73,7 +75,7 @@ def _fit(config: Config, options: Arguments) -> None:
     # Everything that can be refused is, before processes are launched and a run folder is made.
     scenes = read_data(config.data)
     train = scenes.split("train")
-    test = scenes.split("test") if scenes.splits.get("test") else train
+    test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
     torch.manual_seed(config.seed)
     system = build_system(config, scenes.image_shape)
     objective = build_objective(config, system, scenes.image_shape)

@@ -15,8 +15,8 @@ from experiments.config import Count, Share, check_bounds
 from experiments.held_out import HeldOut
 from experiments.summary import prior_scenes, render_scenes
 from pyro_lom import figures
-from pyro_lom.data.hdf5 import read_image
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.pictures import read_rgb
 from pyro_lom.errors import UserError
 from pyro_lom.interpolation import random_walk, slerp
 
@@ -92,7 +92,7 @@ def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W
                 raise UserError(f"--between {name}: held-out scenes go from 0 to {len(held_out) - 1}")
             image = held_out.scenes.images[int(name)]
         else:
-            image = read_image(Path(name), tuple(size))
+            image = read_rgb(Path(name), tuple(size))
             image = image if channels == 3 else image.mean(-1, keepdims=True).astype(image.dtype)
         images.append(float_images(image[None]))
     return torch.cat(images).to(held_out.device)

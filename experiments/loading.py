@@ -9,12 +9,12 @@ from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run, load_weights
 
-_LAYOUT = "Put it there as HDF5 with images, uint8 (N, H, W, C), or name your own file or folder with --data.path"
-_HOW_TO_GET = {
-    "data/objects-room.h5": f"Objects Room is published at github.com/deepmind/multi_object_datasets. {_LAYOUT}",
-    "data/clevr6.h5": f"CLEVR is published at github.com/deepmind/multi_object_datasets. {_LAYOUT}",
-    "data/shapestacks.h5": f"ShapeStacks is published at ogroth.github.io/shapestacks. {_LAYOUT}",
+_PUBLISHED = {
+    "data/objects-room.h5": ("github.com/google-deepmind/multi_object_datasets", "objects_room_train.tfrecords"),
+    "data/clevr6.h5": ("github.com/google-deepmind/multi_object_datasets", "clevr_with_masks_train.tfrecords"),
+    "data/shapestacks.h5": ("ogroth.github.io/shapestacks", "shapestacks"),
 }
+"""Where the data sets of the presets are published, and what the file or folder is called there."""
 
 
 def read_data(data: Data) -> Scenes:
@@ -25,8 +25,8 @@ def read_data(data: Data) -> Scenes:
     """
     if data == Data():
         return ensure_towers(data.path)
-    if data.path in _HOW_TO_GET and not Path(data.path).exists():
-        raise UserError(f"the data set is missing: {data.path}. {_HOW_TO_GET[data.path]}")
+    if data.path in _PUBLISHED and not Path(data.path).exists():
+        raise UserError(f"the data set is missing: {data.path}. {_how_to_get(data.path)}")
     if Path(data.path).is_dir():
         return read_scenes(data.path, (data.image_size, data.image_size))
     scenes, size = read_scenes(data.path), data.image_size
@@ -35,6 +35,15 @@ def read_data(data: Data) -> Scenes:
         way_out = f"pass --data.image-size {height}" if height == width else "crop and resize them to squares"
         raise UserError(f"images in {data.path} are {height}x{width}, but --data.image-size is {size}: {way_out}")
     return scenes
+
+
+def _how_to_get(path: str) -> str:
+    place, source = _PUBLISHED[path]
+    name = Path(path).stem
+    return (
+        f"Import what {place} publishes: python experiments/data.py import {name} {source} {path} | or name your own "
+        "with --data.path"
+    )
 
 
 def load_run(folder: str | Path) -> tuple[Config, System, Scenes]:

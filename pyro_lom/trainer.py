@@ -160,7 +160,7 @@ class Trainer:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
-            images = to_float(fabric.to_device(batches(self.step)))
+            images = to_float(fabric.to_device(batches(self.step))).contiguous()
             orderless = None
             if cache is not None:
                 rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)

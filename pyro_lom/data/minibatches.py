@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from pyro_lom.data.stored import Array
 from pyro_lom.errors import UserError
 
 
@@ -16,7 +17,7 @@ class Minibatches:
     would.
 
     Args:
-        images: uint8 (N, H, W, C), an array or a memory map.
+        images: uint8 (N, H, W, C), in memory or on disk.
         batch_size: images per process and step.
         seed: not negative.
         rank: which of the processes this is.
@@ -26,9 +27,7 @@ class Minibatches:
         UserError: there are fewer images than one step needs.
     """
 
-    def __init__(
-        self, images: UInt8[np.ndarray, "N H W C"], batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, images: UInt8[Array, "N H W C"], batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         step_size = batch_size * world_size
         if len(images) < step_size:
             raise UserError(
@@ -53,8 +52,8 @@ class Minibatches:
         return self._permutation[start : start + self.batch_size]
 
     def __call__(self, step: int) -> UInt8[Tensor, "B C H W"]:
-        """Images of `step`, contiguous, on the CPU."""
-        return torch.from_numpy(self.images[self.indices(step)]).permute(0, 3, 1, 2).contiguous()
+        """Images of `step`, on the CPU, with their channels last in memory: to reorder them is work for the device."""
+        return torch.from_numpy(self.images[self.indices(step)]).permute(0, 3, 1, 2)
 
 
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -62,6 +61,6 @@ def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return images.to(torch.float32) / 255
 
 
-def float_images(images: UInt8[np.ndarray, "N H W C"]) -> Float[Tensor, "N C H W"]:
+def float_images(images: UInt8[Array, "N H W C"]) -> Float[Tensor, "N C H W"]:
     """Stored images as models see them: in memory, channels first, float32 in [0, 1]."""
     return to_float(torch.from_numpy(np.array(images))).permute(0, 3, 1, 2).contiguous()

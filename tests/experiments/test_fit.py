@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from experiments import fitting
+from experiments import cli, fitting
+from experiments.datasets import Command
 from pyro_lom import runs
 from pyro_lom import trainer as trainer_module
 from pyro_lom.data.hdf5 import write_scenes
@@ -287,7 +288,10 @@ def test_a_runs_dir_that_cannot_be(refused, tiny, tmp_path):
 def test_missing_data_sets_say_how_to_get_them(name, refused, tmp_path):
     line = refused(f"lom-genesis-v2-{name}")
     assert line.startswith(f"the data set is missing: data/{name}.h5. ")
-    assert re.search(r" is published at \S+/\S+\. Put it there as HDF5 .* or name your own .* with --data.path$", line)
+    (published,) = re.findall(r"python experiments/data.py ([^|]+) \|", line)
+    command = cli.parse(Command, published.split(), prog="data.py", description="")
+    assert (command.name, command.out) == (name, Path(f"data/{name}.h5"))
+    assert line.endswith(" | or name your own with --data.path")
 
 
 @pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])

@@ -1,0 +1,107 @@
+"""Arrays of an HDF5 file that stay on disk, and that a worker process opens for itself."""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Shaped
+
+from pyro_lom.data.pictures import reason_of
+from pyro_lom.errors import UserError
+
+_IN_MEMORY = 1 << 30  # bytes up to which a compressed array is unpacked at once, and then as fast as any
+_MAX_CHUNK = 256 << 20  # bytes that HDF5 must unpack to reach one scene
+
+
+class MemoryMap(np.memmap):
+    """A read-only memory map whose pickle is a file name and a position instead of the data."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        is_copy = isinstance(found, MemoryMap) and found._mmap is None
+        return found.view(np.ndarray) if is_copy else found
+
+    def __reduce__(self) -> tuple:
+        if self._mmap is None or not self.flags.c_contiguous:
+            return np.array(self).__reduce__()
+        start = np.frombuffer(self._mmap, np.uint8).ctypes.data
+        offset = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY + self.ctypes.data - start
+        return _open_map, (str(self.filename), self.dtype, offset, self.shape)
+
+
+class ChunkedArray:
+    """The rows `rows` of a chunked, perhaps compressed, array: read when they are asked for.
+
+    Indexing returns arrays in memory. Each process opens the file for itself, also after a fork.
+    """
+
+    def __init__(self, path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...], rows: range | None = None):
+        self.path, self.name, self.dtype = path, name, dtype
+        self.rows = range(shape[0]) if rows is None else rows
+        self.shape = (len(self.rows), *shape[1:])
+        self.ndim = len(shape)
+        self._opened: tuple[int, h5py.Dataset] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
+        """By row: an integer, a slice, or an array of integers or of booleans."""
+        rows = np.arange(self.rows.start, self.rows.stop)[index]
+        try:
+            if rows.ndim == 0:
+                return self._dataset[int(rows)]
+            if isinstance(index, slice) and len(rows) > 0 and index.step in (None, 1):
+                return self._dataset[int(rows[0]) : int(rows[-1]) + 1]
+            found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+            for place, row in enumerate(rows):  # h5py's own indexing by arrays is many times slower
+                found[place] = self._dataset[int(row)]
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self.name} in {self.path} is damaged: {reason_of(error)}; make or fetch it again"
+            ) from error
+        return found
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+    def narrowed(self, rows: slice) -> "ChunkedArray":
+        """A view of some of the rows."""
+        return ChunkedArray(self.path, self.name, self.dtype, self.shape, self.rows[rows])
+
+    @property
+    def _dataset(self) -> h5py.Dataset:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), h5py.File(self.path, "r")[self.name]
+        return self._opened[1]
+
+
+Array = np.ndarray | ChunkedArray
+
+
+def stored_array(dataset: h5py.Dataset, path: Path) -> Array:
+    """A memory map where the array lies in one piece; else in memory if it is small, read by row if it is large.
+
+    Raises:
+        UserError: the array was never written, or is stored so that a single row takes too much memory.
+    """
+    offset, chunks = dataset.id.get_offset(), dataset.chunks
+    if chunks is None and offset is None and dataset.size and not dataset.id.get_storage_size():
+        raise UserError(f"{dataset.name[1:]} in {path} was never written: make or fetch the file again")
+    if chunks is None and offset is not None and dataset.external is None:
+        return _open_map(path, dataset.dtype, offset, dataset.shape)
+    if chunks is not None and np.prod(chunks, dtype=float) * dataset.dtype.itemsize > _MAX_CHUNK:
+        raise UserError(f"{dataset.name[1:]} in {path} has chunks of {chunks}: store it with smaller ones, or none")
+    if dataset.nbytes <= _IN_MEMORY:
+        return dataset[()]
+    return ChunkedArray(path, dataset.name, dataset.dtype, dataset.shape)
+
+
+def _open_map(path: str | Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> MemoryMap:
+    return MemoryMap(path, dtype, mode="r", offset=offset, shape=shape)
