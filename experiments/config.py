@@ -76,6 +76,8 @@ class Model:
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
     transformer_width: Count = 64
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
+    transformer_mlp_ratio: Count = 1
+    """Hidden units of their perceptrons for each feature of a token; 1 in the paper (A.1)."""
     initial_scale: Positive | None = None
     """Standard deviation that the LOM's posteriors start near (departure for short trainings); 0.69 when not given."""
     matching: Literal["greedy", "hungarian"] = "greedy"
@@ -187,16 +189,25 @@ def check(config: Config) -> None:
     Raises:
         UserError: names the option, its value and what it must be.
     """
-    for name, value, hint in _fields(config):
-        for bound in _bounds(hint):
-            if value is not None and not bound.holds(value):
-                raise UserError(f"--{name} is {value}: it must be {bound.words}")
+    check_bounds(config)
     geco = config.train.geco
     if not geco.minimum <= geco.initial <= geco.maximum:
         raise UserError(
             f"--train.geco.initial is {geco.initial}: it must lie between --train.geco.minimum, which is "
             f"{geco.minimum}, and --train.geco.maximum, which is {geco.maximum}"
         )
+
+
+def check_bounds(options: Any) -> None:
+    """Refuse values outside of the bounds that a dataclass of options declares.
+
+    Raises:
+        UserError: names the option, its value and what it must be.
+    """
+    for name, value, hint in _fields(options):
+        for bound in _bounds(hint):
+            if value is not None and not bound.holds(value):
+                raise UserError(f"--{name} is {value}: it must be {bound.words}")
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 """The numbers and pictures that a run ends with, from its held-out scenes."""
 
 import math
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from experiments.systems import Pair, System
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.interpolation import slerp
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.frechet import PixelPCA, fd_pca
@@ -34,7 +35,26 @@ def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
     for first in range(0, num_scenes, _BATCH):
         with poutine.trace() as tracer, temperature(tau):
             pair.model(num_scenes=min(_BATCH, num_scenes - first))
-        parts.append(pair.model.render(_slots(tracer.trace)))
+        parts.append(pair.model.render(drawn_slots(tracer.trace)["value"]))
+    return _join(parts)
+
+
+@torch.no_grad()
+def prior_scenes(pair: Pair, num_scenes: int) -> Float[Tensor, "B Ds"]:
+    """Samples of p(s)."""
+    with poutine.trace() as tracer:
+        pair.model(num_scenes=num_scenes)
+    return tracer.trace.nodes["s"]["value"].squeeze(-2)
+
+
+@torch.no_grad()
+def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
+    """What the model draws for given s, its slots at the means of p(z | h)."""
+    parts = []
+    for batch in scenes.split(_BATCH):
+        with poutine.trace() as tracer, poutine.condition(data={"s": batch.unsqueeze(-2)}):
+            pair.model(num_scenes=len(batch))
+        parts.append(pair.model.render(drawn_slots(tracer.trace)["fn"].mean))
     return _join(parts)
 
 
@@ -57,21 +77,36 @@ class Reader:
         for batch, posterior in self._batches(images, orderless):
             with poutine.trace() as tracer:
                 pair.guide(batch, orderless=posterior)
-            parts.append(pair.model.render(_slots(tracer.trace)))
+            parts.append(pair.model.render(drawn_slots(tracer.trace)["value"]))
         return _join(parts)
 
     @torch.no_grad()
-    def kls(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> dict[str, float]:
-        """Mean KL by site, nats per scene."""
-        return self._mean_kls(
+    def latents(
+        self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
+    ) -> tuple[Float[Tensor, "B Ds"], Float[Tensor, "B K Dz"]]:
+        """Posterior means of a LOM's scenes and of their slots, in its order."""
+        scenes, slots = [], []
+        for batch, posterior in self._batches(images, orderless):
+            with poutine.trace() as tracer:
+                pair.guide(batch, orderless=posterior)
+            scenes.append(tracer.trace.nodes["s"]["fn"].mean.squeeze(-2))
+            slots.append(drawn_slots(tracer.trace)["fn"].mean)
+        return torch.cat(scenes), torch.cat(slots)
+
+    @torch.no_grad()
+    def terms(
+        self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
+    ) -> dict[str, Float[Tensor, "_"]]:
+        """The ELBO's parts, nats per scene: `log_likelihood`, `kl_scene` and `kl_slots`, each summed over its sites."""
+        return self._by_level(
             self.elbo.terms(pair.model, partial(pair.guide, orderless=posterior), batch)
             for batch, posterior in self._batches(images, orderless)
         )
 
     @torch.no_grad()
-    def kls_under_other_scene(
+    def terms_under_other_scene(
         self, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
-    ) -> dict[str, float]:
+    ) -> dict[str, Float[Tensor, "_"]]:
         """The same for the LOM when each scene gets the s inferred for its neighbour, and is matched again under it."""
         pair, terms = self.system.ordered, []
         for batch, posterior in self._batches(images, orderless):
@@ -79,7 +114,7 @@ class Reader:
             other = {"s": guide(batch).scene.roll(1, dims=0)}
             given = [poutine.block(poutine.condition(program, other), hide=["s"]) for program in (pair.model, guide)]
             terms.append(self.elbo.terms(*given, batch))
-        return self._mean_kls(terms)
+        return self._by_level(terms)
 
     def _batches(self, images, orderless):
         for first in range(0, len(images), _BATCH):
@@ -87,10 +122,15 @@ class Reader:
             posterior = OrderlessPosterior(orderless.loc[rows], orderless.scale[rows])
             yield images[rows].to(self.device), posterior
 
-    @staticmethod
-    def _mean_kls(terms) -> dict[str, float]:
-        terms = list(terms)
-        return {site: torch.cat([t.kl[site] for t in terms]).mean().item() for site in terms[0].kl}
+    def _by_level(self, batches: Iterable[Terms]) -> dict[str, Float[Tensor, "_"]]:
+        slot_sites = {name for pair in self.system if pair for name in _slot_sites(pair)}
+        parts: dict[str, list] = {"log_likelihood": [], "kl_scene": [], "kl_slots": []}
+        for terms in batches:
+            zero = torch.zeros(len(next(iter(terms.kl.values()))), device=self.device)
+            parts["log_likelihood"].append(sum(terms.log_likelihood.values()))  # of the rendered scenes, in training
+            parts["kl_scene"].append(sum((kl for site, kl in terms.kl.items() if site not in slot_sites), zero))
+            parts["kl_slots"].append(sum((kl for site, kl in terms.kl.items() if site in slot_sites), zero))
+        return {name: torch.cat(values) for name, values in parts.items()}
 
 
 def summarise(
@@ -135,10 +175,12 @@ def summarise(
     summary["rmse_ordered"] = by_ordered and _rmse(by_ordered.image, images)
     summary["explained_variance_orderless"] = _explained(by_orderless.image, images)
     summary["explained_variance_ordered"] = by_ordered and _explained(by_ordered.image, images)
-    summary["kl_orderless"] = reader.kls(system.orderless, images, orderless)["o"]
-    kls = reader.kls(ordered, images, orderless) if ordered else {}
-    summary["kl_scene"], summary["kl_slots"] = kls.get("s"), kls.get("z")
-    summary["kl_slots_other_scene"] = ordered and reader.kls_under_other_scene(images, orderless)["z"]
+    summary["kl_orderless"] = reader.terms(system.orderless, images, orderless)["kl_slots"].mean().item()
+    terms = ordered and reader.terms(ordered, images, orderless)
+    summary["kl_scene"] = ordered and terms["kl_scene"].mean().item()
+    summary["kl_slots"] = ordered and terms["kl_slots"].mean().item()
+    elsewhere = ordered and reader.terms_under_other_scene(images, orderless)
+    summary["kl_slots_other_scene"] = ordered and elsewhere["kl_slots"].mean().item()
 
     generated = {
         "samples": ordered and sample_scenes(ordered, len(images), TEMPERATURE).image.cpu(),
@@ -209,12 +251,10 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
     save("samples", rows, "Unconditional samples: of the LOM, and of its orderless model")
 
     if system.ordered:
-        model = system.ordered.model
-        start, end = model.scene_prior().sample((2, 4))
+        start, end = prior_scenes(system.ordered, 8).chunk(2)
         rows = []
-        for scene in slerp(start, end, num).unbind(1):
-            slots = model.slot_prior(model.order_net(scene)).mean
-            rendering = model.render(slots)
+        for path in slerp(start, end, num).unbind(1):
+            rendering = render_scenes(system.ordered, path)
             rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
         save("interpolation", rows, "From one scene to another along a great circle of s, slots at their prior means")
 
@@ -223,10 +263,24 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
     return paths
 
 
-def _slots(trace) -> Float[Tensor, "B K Dz"]:
-    """The one latent site that lives in the plate `slots`: `o` of an orderless pair, `z` of a LOM."""
-    name = "z" if "z" in trace.nodes else "o"
-    return trace.nodes[name]["value"]
+def drawn_slots(trace) -> dict:
+    """The site of the slots that a model draws, with its value and its distribution: the last in the plate `slots`."""
+    return [site for site in trace.nodes.values() if in_slots(site)][-1]
+
+
+def _slot_sites(pair: Pair) -> list[str]:
+    with torch.random.fork_rng(devices=[]), poutine.trace() as tracer:  # what is drawn next is as if nobody had asked
+        pair.model()
+    return [name for name, site in tracer.trace.nodes.items() if in_slots(site)]
+
+
+def in_slots(site) -> bool:
+    """Whether a traced site is a latent of slots rather than of scenes or pixels."""
+    return (
+        site["type"] == "sample"
+        and not site["infer"].get("_deterministic")
+        and any(frame.name == "slots" for frame in site["cond_indep_stack"])
+    )
 
 
 def _join(parts: list[Rendering]) -> Rendering:

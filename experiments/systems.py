@@ -62,6 +62,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         image_scale=model.image_scale,
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
+        mlp_ratio=model.transformer_mlp_ratio,
         scene_prior=SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
         num_rendered=config.train.ordered_rendered,
     )
@@ -71,6 +72,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         num_encoder_blocks=model.num_encoder_blocks,
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
+        mlp_ratio=model.transformer_mlp_ratio,
         matching=model.matching,
         initial_scale=model.initial_scale,
     )

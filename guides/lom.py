@@ -26,6 +26,7 @@ class LatentObjectGuide(Program):
             its own ELBO, and no gradient reaches them from here.
         num_encoder_blocks: self-attention blocks in g (A.1 has 3, the ablations' Model 0 has 2).
         num_blocks: self-attention blocks in f'.
+        mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
         matching: "greedy" (Algorithm 1) or "hungarian".
         initial_scale: standard deviation that both posteriors start near; softplus(0) = 0.69 by default.
     """
@@ -38,6 +39,7 @@ class LatentObjectGuide(Program):
         num_encoder_blocks: int = 3,
         num_blocks: int = 2,
         width: int | None = None,
+        mlp_ratio: int = 1,
         matching: str = "greedy",
         initial_scale: float | None = None,
     ):
@@ -47,9 +49,11 @@ class LatentObjectGuide(Program):
         scene_dim, slot_dim = model.scene_dim, model.slot_dim
         width = width or slot_dim
         self.match = MATCHINGS[matching]
-        self.scene_encoder = SceneEncoder(slot_dim, scene_dim, width=width, num_blocks=num_encoder_blocks)
+        self.scene_encoder = SceneEncoder(
+            slot_dim, scene_dim, width=width, num_blocks=num_encoder_blocks, mlp_ratio=mlp_ratio
+        )
         self.scene_posterior = xavier_(GaussianHead(scene_dim, scene_dim))
-        self.order_net = PosteriorOrder(scene_dim, slot_dim, width=width, num_blocks=num_blocks)
+        self.order_net = PosteriorOrder(scene_dim, slot_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
         self.scale_head = xavier_(nn.Linear(width, slot_dim))
         if initial_scale is not None:
             start_at_scale(self.scene_posterior.raw_scale, initial_scale)

@@ -29,6 +29,7 @@ class LatentObjectModel(Program):
         order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
         image_scale: sigma of Eq. 3, for images in [0, 1].
         width: features of a token in f; the slot dimension in the paper.
+        mlp_ratio: hidden units of f's perceptrons per feature; 1 in the paper.
         num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all
             by default. KLs need no decoder and use every scene.
     """
@@ -43,6 +44,7 @@ class LatentObjectModel(Program):
         image_scale: float,
         num_blocks: int = 2,
         width: int | None = None,
+        mlp_ratio: int = 1,
         scene_prior: nn.Module | None = None,
         order_net: nn.Module | None = None,
         num_rendered: int | None = None,
@@ -55,7 +57,9 @@ class LatentObjectModel(Program):
         self.likelihood = GaussianLikelihood(image_scale)
         self.scene_prior = StandardNormal(scene_dim) if scene_prior is None else scene_prior
         if order_net is None:
-            order_net = PriorOrder(scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks)
+            order_net = PriorOrder(
+                scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio
+            )
         self.order_net = order_net
         self.slot_prior = xavier_(GaussianHead(width, slot_dim))
 

@@ -1,19 +1,24 @@
-"""Pictures: scenes, masks and curves, as PNG files. Slot k has the same colour in every column of every picture."""
+"""Pictures as PNG and GIF files: scenes, masks, curves. Slot k has the same colour in every column of every picture."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from pyro_lom.runs import replacing
+from pyro_lom.types import Rendering
 
 _SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
 _CELL = 0.62  # inches a scene takes
+_NOTHING = 0.94
+_NUMBER = dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.8)
 
 
 def colour_labels(labels: Int[Tensor, "*batch H W"]) -> Float[Tensor, "*batch 3 H W"]:
@@ -26,6 +31,28 @@ def colour_masks(log_masks: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*
     """Each pixel in the mixture of slot colours that its masks give, so that undecided pixels look muddy."""
     colours = _SLOT_COLOURS.to(log_masks)[torch.arange(log_masks.shape[-4]) % len(_SLOT_COLOURS)]
     return torch.einsum("...khw,kc->...chw", log_masks.exp().squeeze(-3), colours)
+
+
+def single_slots(rendering: Rendering) -> Float[Tensor, "*batch K C H W"]:
+    """What each slot draws by itself: its colours where its mask is, light grey where it is not."""
+    masks = rendering.log_masks.exp()
+    return masks * rendering.components + (1 - masks) * _NOTHING
+
+
+def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Images with a black line around the box of each region; without one where the region is empty."""
+    images = images.expand(-1, 3, -1, -1).clone()
+    *_, height, width = images.shape
+    line = max(1, height // 32)
+    for image, region in zip(images, regions, strict=True):
+        rows, columns = region.any(1).nonzero().flatten(), region.any(0).nonzero().flatten()
+        if len(rows):
+            top, left = max(rows[0] - line, 0), max(columns[0] - line, 0)
+            bottom, right = min(rows[-1] + 1 + line, height), min(columns[-1] + 1 + line, width)
+            inside = image[:, top + line : bottom - line, left + line : right - line].clone()
+            image[:, top:bottom, left:right] = 0
+            image[:, top + line : bottom - line, left + line : right - line] = inside
+    return images
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
@@ -81,6 +108,45 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
         if keys:
             axis.legend(fontsize=7)
     _save(figure, path)
+
+
+def save_error_bars(
+    path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], *, x: str, y: str
+) -> None:
+    """Write lines by label, each as its places, means and standard deviations."""
+    figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for style, (label, (places, means, deviations)) in zip(cycle(("-", "--", ":", "-.")), lines.items()):
+        axis.errorbar(places, means, yerr=deviations, label=label, linestyle=style, marker="o", markersize=3, capsize=3)
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns: int = 10) -> None:
+    """Write images in [0, 1] row by row, each with its number, from 0, on it."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(columns * _CELL * 1.4, rows * _CELL * 1.4 + 0.4), dpi=150)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    top = 1 - 0.4 / figure.get_figheight()
+    for number, image in enumerate(images.cpu()):
+        row, column = divmod(number, columns)
+        axis = figure.add_axes((column / columns, top * (1 - (row + 1) / rows), 0.96 / columns, 0.96 * top / rows))
+        axis.imshow(image.expand(3, -1, -1).movedim(0, -1).clamp(0, 1).numpy(), interpolation="nearest")
+        axis.text(0, 0, str(number), fontsize=6, va="top", transform=axis.transData, bbox=_NUMBER)
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def save_gif(path: Path, frames: Float[Tensor, "T _ H W"], *, side: int = 256, milliseconds: int = 80) -> None:
+    """Write images in [0, 1] as a GIF that repeats, enlarged without smoothing to a height of about `side` pixels."""
+    factor = max(1, round(side / frames.shape[-2]))
+    pixels = (255 * frames.cpu().clamp(0, 1).expand(-1, 3, -1, -1)).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2).movedim(1, -1).numpy()
+    first, *rest = [Image.fromarray(frame) for frame in pixels]
+    with replacing(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Paths between scene latents (A.7)."""
+"""Paths through scene latents (A.7)."""
 
 import torch
 from jaxtyping import Float
@@ -20,3 +20,14 @@ def slerp(
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
     t = torch.linspace(0, 1, num, device=start.device).view(-1, *[1] * start.ndim)
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def random_walk(start: Float[Tensor, "*batch Ds"], num: int, step: float) -> Float[Tensor, "num *batch Ds"]:
+    """A walk of `num` scenes from `start` that N(0, I) is stationary under; `step` is in (0, 1].
+
+    s_t+1 = sqrt(1 - step^2) s_t + step e,    e ~ N(0, I)
+    """
+    scenes = [start]
+    for _ in range(num - 1):
+        scenes.append((1 - step**2) ** 0.5 * scenes[-1] + step * torch.randn_like(start))
+    return torch.stack(scenes)

@@ -9,7 +9,7 @@ from matplotlib.colors import hsv_to_rgb
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.errors import UserError
 
-VERSION = 1
+VERSION = 2
 SIZE = 32
 WALL, FLOOR = 0, 1
 NUM_BACKGROUND = 2
@@ -17,16 +17,18 @@ MAX_BLOCKS = 5
 
 _TRAIN, _VALIDATION, _TEST = 8192, 1024, 2048
 _STACK_ROWS = 21  # rows that the tallest stack may take
+_MAX_HUE, _HUE_STEP = 130, 40  # degrees: red to green, and between blocks of different hues
 
 
 def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scenes:
     """Draw `num_scenes` 32x32 RGB scenes: one tower of 1 to `max_blocks` blocks stands on a floor before a wall.
 
-    Towers of k blocks are k times as common as single blocks. A tower stands a little in front of the wall, 3 to 5 rows
-    below the horizon. Its blocks are 7 rows high (fewer where more than 3 must fit) and 8 to 13 pixels wide, touch, and
-    shift sideways by at most 3 pixels from one to the next; nothing floats.
-    Colour alone does not tell blocks apart: a block takes the hue of the block below it half of the time, every block
-    is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour.
+    Towers of k blocks are k times as common as single blocks. A tower stands a little in front of the wall, 4 rows
+    below the horizon. Its blocks are 7 rows high (fewer where more than 3 must fit) and 8 to 12 pixels wide, touch, and
+    shift sideways by at most 2 pixels from one to the next; nothing floats.
+    Colour alone does not tell blocks apart: three times out of ten a block takes the hue of the block below it, every
+    block is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour. A hue of its
+    own lies at least 40 degrees from that of the block below, within red to green.
 
     Labels are 0 wall, 1 floor, 2.. blocks from the lowest up. Factors, one column per block and 0 where there is
     none: `present`, `left`, `top`, `width`, `height` in pixels, and `hue` in degrees.
@@ -44,10 +46,10 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
 
     rows, columns = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
 
-    # Background: a pastel wall that is lighter above, and a dark floor that is lighter in front.
+    # Background: a greyish wall that is lighter above, and a dark floor that is lighter in front.
     horizon = integers(20, 24, n)
-    wall = rng.uniform(0.70, 0.84, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
-    floor = rng.uniform(0.20, 0.32, (n, 1)) + rng.uniform(-0.04, 0.04, (n, 3))
+    wall = rng.uniform(0.52, 0.85, (n, 1)) + rng.uniform(-0.08, 0.08, (n, 3))
+    floor = rng.uniform(0.10, 0.30, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
     down = (rows / (SIZE - 1) - 0.5)[..., None]
     wall_image = wall[:, None, None] - 0.16 * down
     floor_image = floor[:, None, None] * (1 + 1.2 * down)
@@ -59,23 +61,27 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3) -> Scene
     numbers = np.arange(1, max_blocks + 1)
     num_blocks = rng.choice(numbers, n, p=numbers / numbers.sum())
     height = min(7, _STACK_ROWS // max_blocks)
-    foot = horizon + integers(3, 5, n)  # first row below the tower
+    foot = horizon + 4  # first row below the tower
     centre = integers(12, 20, n)
     factors = {
         name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")
     }
-    hue = rng.uniform(0, 130, n)
+    hue = rng.uniform(0, _MAX_HUE, n)
     for k in range(max_blocks):
         present = k < num_blocks
-        width = integers(8, 13, n)
+        width = integers(8, 12, n)
         if k > 0:
-            centre = np.clip(centre + integers(-3, 3, n), 8, SIZE - 8)
-            hue = np.where(rng.random(n) < 0.5, hue, rng.uniform(0, 130, n))
+            centre = np.clip(centre + integers(-2, 2, n), 8, SIZE - 8)
+            below = (hue - _HUE_STEP).clip(0)  # degrees that are left on either side
+            above = (_MAX_HUE - hue - _HUE_STEP).clip(0)
+            place = rng.uniform(0, below + above)
+            another = np.where(place < below, place, hue + _HUE_STEP + place - below)
+            hue = np.where(rng.random(n) < 0.3, hue, another)
         left, top = centre - width // 2, foot - (k + 1) * height
         inside_rows = (rows >= top[:, None, None]) & (rows < top[:, None, None] + height)
         inside = inside_rows & (columns >= left[:, None, None]) & (columns < (left + width)[:, None, None])
         inside &= present[:, None, None]
-        shade = 1 - 0.05 * (rows - top[:, None, None])
+        shade = 1 - 0.06 * (rows - top[:, None, None])
         colour = hsv_to_rgb(np.stack([hue / 360, np.full(n, 0.9), np.full(n, 0.95)], -1))
         images = np.where(inside[..., None], colour[:, None, None] * shade[..., None], images)
         labels = np.where(inside, NUM_BACKGROUND + k, labels).astype(np.uint8)

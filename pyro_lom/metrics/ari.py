@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+_SCENES_AT_ONCE = 512  # ranking labels takes 32 bytes a pixel
+
 
 def adjusted_rand_index(
     predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"], *, num_background: int = 0
@@ -30,9 +32,12 @@ def mean_ari(
     Returns:
         nan if no scene is left.
     """
-    tables = _contingency(predicted, target, num_background)
-    num_objects = (tables.sum(dim=1) > 0).sum(dim=-1)
-    return _index_of(tables)[num_objects >= min_objects].mean().item()
+    indices = []
+    for part in zip(predicted.split(_SCENES_AT_ONCE), target.split(_SCENES_AT_ONCE), strict=True):
+        tables = _contingency(*part, num_background)
+        num_objects = (tables.sum(dim=1) > 0).sum(dim=-1)
+        indices.append(_index_of(tables)[num_objects >= min_objects])
+    return torch.cat(indices).mean().item()
 
 
 def _contingency(

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pyro_lom.networks.stick_breaking import pixel_grid
 
+PLACE_SCALE = 3.0  # a slot's first two numbers start as this many times row and column, each from -1 to 1
+
 
 class DeconvolutionDecoder(nn.Module):
     """GENESIS-v2's decoder: the slot broadcast over a grid of size/16 with coordinates, then four deconvolutions."""
@@ -46,6 +48,11 @@ class SeparableDecoder(nn.Module):
         # Row or column y switches unit j on at slope_j (y - offset_j): kinks spread over the image from the start.
         slope, offset = torch.empty(2, 1, 2 * width).uniform_(-4, 4), torch.empty(1, 2 * width).uniform_(-1, 1)
         self.place = nn.Parameter(slope[0] * (torch.linspace(-1, 1, size)[:, None] - offset))
+        # ... and move with the slot's own row or column, at y' = y - slot_0 / PLACE_SCALE.
+        with torch.no_grad():
+            self.slot.weight[:, :2] = 0
+            for axis, units in zip(range(slot_dim), (slice(width), slice(width, None)), strict=False):
+                self.slot.weight[units, axis] = -slope[0, 0, units] / PLACE_SCALE
         self.rows = nn.Linear(width, rank)
         self.columns = nn.Linear(width, rank)
         self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))

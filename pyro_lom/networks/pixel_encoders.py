@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.networks.decoders import PLACE_SCALE
 from pyro_lom.networks.stick_breaking import pixel_grid
 from pyro_lom.networks.unet import ConvBlock, UNet
 
@@ -68,7 +69,7 @@ class CompactPixelEncoder(nn.Module):
         self.context = nn.Conv2d(width, hidden, 1)
         self.pixel = nn.Conv2d(channels + 2, hidden, 1)
         self.embedding = nn.Conv2d(hidden, EMBEDDING_DIM, 1)
-        self.gate = nn.Parameter(torch.tensor(0.1))
+        self.gate = nn.Parameter(torch.tensor(0.03))
         # Brightness (the mean of the channels) with weight 1, deviations from it with weight 2.
         self.colour_map = nn.Parameter(2 * torch.eye(channels) - torch.ones(channels, channels) / channels)
         self.place_weight = nn.Parameter(torch.tensor(0.15))
@@ -94,7 +95,8 @@ class MomentsReadout(nn.Module):
     """Slots from the moments of the pixels under a mask (departure), for the features of `CompactPixelEncoder`.
 
     The moments are the mean colour, the mean place, its standard deviation, and the slopes of the colour along both
-    axes.
+    axes. The first numbers of a slot's loc start as place and colour, to which a perceptron of all moments adds;
+    `SeparableDecoder` starts to read its place there.
     """
 
     def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, hidden: int = 64):
@@ -117,4 +119,6 @@ class MomentsReadout(nn.Module):
         variance = (square - place.square()).clamp_min(1e-6)
         covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
-        return self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes], dim=-1))
+        read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes], dim=-1))
+        given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))

@@ -22,15 +22,15 @@ class SelfAttentionBlock(nn.Module):
         a = softmax(q(x) k(x)^T / sqrt(D)) v(x)
         x = x + MLP(LayerNorm(x + a))
 
-    With `causal`, token i attends to tokens 0..i only.
+    With `causal`, token i attends to tokens 0..i only. The perceptron has `mlp_ratio` times D hidden units.
     """
 
-    def __init__(self, dim: int, *, causal: bool):
+    def __init__(self, dim: int, *, causal: bool, mlp_ratio: int = 1):
         super().__init__()
         self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.norm = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
         # Three projections in one product; each is initialised as the square matrix it is.
         for projection in xavier_(self).qkv.weight.data.chunk(3):
             nn.init.xavier_normal_(projection)
@@ -41,19 +41,24 @@ class SelfAttentionBlock(nn.Module):
         return tokens + self.mlp(self.norm(tokens + attended))
 
 
+def _blocks(num_blocks: int, dim: int, *, causal: bool, mlp_ratio: int) -> nn.Sequential:
+    return nn.Sequential(*(SelfAttentionBlock(dim, causal=causal, mlp_ratio=mlp_ratio) for _ in range(num_blocks)))
+
+
 class SceneEncoder(nn.Module):
     """g: an orderless set of slots to features of the scene, whatever the order of the slots (Fig. 5a).
 
     The slots and one trainable embedding o_s pass through residual self-attention without positions; the K+1 outputs
-    are summed and projected: MLP(sum_i SA(o_1:K, o_s)_i).
+    are summed and projected: Linear(sum_i SA(o_1:K, o_s)_i). The projection has no activation: a GELU on this
+    sum cuts away much of what it says.
     """
 
-    def __init__(self, slot_dim: int, scene_dim: int, *, width: int, num_blocks: int):
+    def __init__(self, slot_dim: int, scene_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
         super().__init__()
         self.embed = nn.Identity() if width == slot_dim else nn.Linear(slot_dim, width)
         self.scene_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.Sequential(*(SelfAttentionBlock(width, causal=False) for _ in range(num_blocks)))
-        self.project = nn.Sequential(nn.Linear(width, scene_dim), nn.GELU())
+        self.blocks = _blocks(num_blocks, width, causal=False, mlp_ratio=mlp_ratio)
+        self.project = nn.Linear(width, scene_dim)
         xavier_(self.project)
         xavier_(self.embed)
 
@@ -69,11 +74,11 @@ class CausalTransformer(nn.Module):
     Token i of K+1 carries its position as a linear map of i / (K+1).
     """
 
-    def __init__(self, scene_dim: int, *, width: int, num_blocks: int):
+    def __init__(self, scene_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
         super().__init__()
         self.project_scene = nn.Sequential(nn.Linear(scene_dim, width), nn.GELU())
         self.position = nn.Linear(1, width)
-        self.blocks = nn.Sequential(*(SelfAttentionBlock(width, causal=True) for _ in range(num_blocks)))
+        self.blocks = _blocks(num_blocks, width, causal=True, mlp_ratio=mlp_ratio)
         xavier_(self.project_scene)
         xavier_(self.position)
 
@@ -90,8 +95,8 @@ class PriorOrder(CausalTransformer):
     Its input is the scene and K copies of one trainable embedding; its output starts from the second token.
     """
 
-    def __init__(self, scene_dim: int, *, num_slots: int, width: int, num_blocks: int):
-        super().__init__(scene_dim, width=width, num_blocks=num_blocks)
+    def __init__(self, scene_dim: int, *, num_slots: int, width: int, num_blocks: int, mlp_ratio: int = 1):
+        super().__init__(scene_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
         self.num_slots = num_slots
         self.token = nn.Parameter(torch.zeros(width))
 
@@ -103,8 +108,8 @@ class PriorOrder(CausalTransformer):
 class PosteriorOrder(CausalTransformer):
     """f': h'_k = f'(o_pi(1):pi(k-1), s), from the slots placed before k and the scene (Sec. 3.2, Fig. 5d)."""
 
-    def __init__(self, scene_dim: int, slot_dim: int, *, width: int, num_blocks: int):
-        super().__init__(scene_dim, width=width, num_blocks=num_blocks)
+    def __init__(self, scene_dim: int, slot_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
+        super().__init__(scene_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
         self.embed = nn.Identity() if width == slot_dim else xavier_(nn.Linear(slot_dim, width))
 
     def forward(

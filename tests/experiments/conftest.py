@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,52 @@ def finished(tmp_path_factory, tiny):
         patch.setattr(sys, "argv", ["fit.py", *tiny])
         cli.run(fitting.main)
     return folder / "runs" / "00000-lom-genesis-v2-towers-seed0"
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, data):
+    """The folder of a run of an orderless model alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    options = ["--data.path", str(data), *TINY[:2], *TINY[6:8], *TINY[10:]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["fit.py", "genesis-v2-towers", *options])
+        cli.run(fitting.main)
+    return folder / "runs" / "00000-genesis-v2-towers-seed0"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capfd):
+    """`command(main, *arguments)` is a command: its exit code, standard output and standard error; in `tmp_path`."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command.py", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.run(main)
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, *capfd.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def refusal(command):
+    """`refusal(main, *arguments)` is the one line with which a command refuses them, having written nothing."""
+
+    def run(main, *arguments):
+        before = sorted(Path().rglob("*"))
+        code, out, err = command(main, *arguments)
+        lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+        assert (code, out, len(lines)) == (2, "", 1), err
+        assert "Traceback" not in err
+        assert sorted(Path().rglob("*")) == before
+        return lines[0].removeprefix("error: ")
+
+    return run
 
 
 @pytest.fixture

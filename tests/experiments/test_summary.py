@@ -95,6 +95,16 @@ def test_the_seed_decides(scenes):
     assert first != other
 
 
+def test_of_a_system_that_renders_part_of_a_batch_in_training(scenes):
+    torch.manual_seed(0)
+    system = build_system(tiny_config("lom-genesis-v2", "compact", rendered=5), scenes.image_shape)
+    assert system.ordered.model.training
+    assert known(summarise(system, tiny("lom-genesis-v2"), scenes, CPU, seed=0)) >= OF_A_LOM
+    images = float_images(scenes.images)
+    terms = Reader(system, CPU).terms(system.ordered, images, Reader(system, CPU).infer(images))
+    assert [len(terms[name]) for name in ("log_likelihood", "kl_scene", "kl_slots")] == [5, 16, 16]
+
+
 def test_more_scenes_than_a_batch(scenes):
     system = tiny("lom-genesis-v2")
     reader, images = Reader(system, CPU), float_images(scenes.images).repeat(9, 1, 1, 1)  # 144

@@ -7,7 +7,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pyro_lom.errors import UserError
-from pyro_lom.figures import colour_labels, colour_masks, save_curves, save_grid
+from pyro_lom.figures import (
+    boxed,
+    colour_labels,
+    colour_masks,
+    save_curves,
+    save_error_bars,
+    save_gif,
+    save_grid,
+    save_sheet,
+    single_slots,
+)
+from pyro_lom.types import Rendering
 
 
 def pixels_of(path):
@@ -106,3 +117,58 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
         save_curves(path, metrics([1]))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def a_rendering(num_scenes=2):
+    masks = one_hot_masks(torch.arange(8).expand(num_scenes, 8, 8) % 4, 4).clamp(1e-9, 1)
+    components = torch.rand(num_scenes, 4, 3, 8, 8)
+    return Rendering((masks * components).sum(1), components, masks.log())
+
+
+def test_a_single_slot_shows_where_its_mask_is():
+    rendering = a_rendering()
+    slots = single_slots(rendering)
+    assert slots.shape == rendering.components.shape
+    inside = (rendering.log_masks.exp() > 0.5).expand_as(slots)
+    torch.testing.assert_close(slots[inside], rendering.components[inside])
+    assert slots[~inside].unique().numel() < 4 and slots[~inside].mean() == pytest.approx(0.94, abs=1e-5)
+
+
+def test_a_box_surrounds_its_region():
+    images, regions = torch.full((3, 1, 16, 16), 0.5), torch.zeros(3, 16, 16, dtype=torch.bool)
+    regions[0, 4:8, 5:10] = True
+    regions[1, :, :] = True
+    shown = boxed(images, regions)
+    assert shown.shape == (3, 3, 16, 16)
+    black = (shown[0] == 0).all(0)
+    assert black.sum() == 2 * (6 + 7) - 4 and not (black & regions[0]).any()
+    assert (shown[1, :, 0] == 0).all() and (shown[1, :, 1:-1, 1:-1] == 0.5).all()
+    assert (shown[2] == 0.5).all()  # no region, no box
+    assert (images == 0.5).all()
+
+
+@pytest.mark.parametrize("num", [1, 10, 23])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_is_written(num, channels, tmp_path):
+    save_sheet(tmp_path / "sheet.png", torch.rand(num, channels, 16, 16), "Sheet")
+    shown = pixels_of(tmp_path / "sheet.png")
+    assert shown.std() > 5 and shown.shape[0] == pytest.approx(60 + -(-num // 10) * 130, abs=15)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_moves_and_repeats(channels, tmp_path):
+    frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, channels, 32, 48)
+    save_gif(tmp_path / "film.gif", frames, side=64)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert (film.format, film.n_frames, film.size, film.info["loop"]) == ("GIF", 5, (96, 64), 0)
+        shades = []
+        for number in range(5):
+            film.seek(number)
+            shades.append(np.asarray(film.convert("L")).mean())
+    assert shades == pytest.approx([0, 64, 128, 191, 255], abs=2)
+
+
+def test_error_bars_are_written(tmp_path):
+    lines = {"one": ([0.6, 0.8], [3.0, 2.0], [0.1, 0.2]), "other": ([0.6, 0.8], [4.0, 3.0], [0.0, 0.0])}
+    save_error_bars(tmp_path / "bars.png", lines, x="temperature", y="distance")
+    assert pixels_of(tmp_path / "bars.png").std() > 5

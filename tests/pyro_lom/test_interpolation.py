@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_lom.interpolation import slerp
+from pyro_lom.interpolation import random_walk, slerp
 
 
 def on_sphere(scene):
@@ -40,3 +40,18 @@ def test_the_midpoint_halves_a_right_angle():
 def test_between_a_scene_and_a_multiple_of_it_nothing_moves(factor):
     start = torch.randn(16)
     torch.testing.assert_close(slerp(start, factor * start, 5), on_sphere(start).expand(5, 16))
+
+
+def test_a_walk_is_stationary_under_a_standard_normal():
+    torch.manual_seed(0)
+    walk = random_walk(torch.randn(4000, 3), 30, 0.3)
+    assert walk.shape == (30, 4000, 3)
+    assert walk[-1].mean().abs() < 0.03 and walk[-1].std().item() == pytest.approx(1, abs=0.03)
+    correlation = (walk[10] * walk[11]).mean()
+    assert correlation.item() == pytest.approx((1 - 0.3**2) ** 0.5, abs=0.05)
+
+
+def test_a_walk_starts_where_it_is_told_to():
+    start = torch.randn(2, 3)
+    assert torch.equal(random_walk(start, 5, 0.2)[0], start)
+    assert torch.equal(random_walk(start, 1, 0.2), start[None])

@@ -55,10 +55,10 @@ def test_what_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     for name, reason in [
         ("text.png", "cannot read image .*text.png .*; mend or remove it"),
-        ("folder.png", "folder.png is no image file: mend or remove it"),
-        ("loop.png", "no such file: .*loop.png"),
-        ("pipe.png", "pipe.png is no image file"),
-        ("none.png", "no such file: .*none.png"),
+        ("folder.png", "cannot read image .*folder.png .no such file, or not an ordinary one.; mend or remove it"),
+        ("loop.png", "cannot read image .*loop.png .no such file"),
+        ("pipe.png", "cannot read image .*pipe.png .no such file"),
+        ("none.png", "cannot read image .*none.png .no such file"),
     ]:
         with pytest.raises(UserError, match=reason):
             read_picture(tmp_path / name)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from pyro_lom.networks.decoders import DECODERS
+from pyro_lom.networks.decoders import DECODERS, PLACE_SCALE, SeparableDecoder
 
-pytestmark = pytest.mark.parametrize("decoder_class", DECODERS.values(), ids=DECODERS)
+every_decoder = pytest.mark.parametrize("decoder_class", DECODERS.values(), ids=DECODERS)
 
 
+@every_decoder
 @pytest.mark.parametrize("out_channels", [2, 4])
 @pytest.mark.parametrize("size", [32, 48, 64])
 @pytest.mark.parametrize("batch", [(3,), (2, 3), (2, 1, 3)], ids=str)
@@ -16,6 +17,7 @@ def test_the_output_has_the_asked_size(decoder_class, size, out_channels, batch)
     assert decoder(torch.randn(*batch, 6)).shape == (*batch, out_channels, size, size)
 
 
+@every_decoder
 def test_a_slot_is_drawn_as_if_it_were_alone(decoder_class):
     decoder, slots = decoder_class(6, 32, out_channels=4, width=8), torch.randn(2, 3, 6)
     images = decoder(slots)
@@ -24,18 +26,30 @@ def test_a_slot_is_drawn_as_if_it_were_alone(decoder_class):
             torch.testing.assert_close(images[b, k], decoder(slots[b, k : k + 1])[0], rtol=1e-4, atol=1e-4)
 
 
+@every_decoder
 def test_no_two_pixels_are_bound_to_be_alike(decoder_class):
     decoder = decoder_class(6, 32, out_channels=4, width=8)
     image = decoder(torch.randn(8, 6)).detach()
     assert image.std(-1).gt(0).all() and image.std(-2).gt(0).all()
 
 
+@every_decoder
 def test_every_weight_is_used(decoder_class):
     decoder = decoder_class(6, 32, out_channels=4, width=8)
     decoder(torch.randn(16, 6)).square().mean().backward()
     assert all(parameter.grad.any() for parameter in decoder.parameters())
 
 
+@every_decoder
 def test_a_checkpoint_holds_nothing_but_weights(decoder_class):
     decoder = decoder_class(6, 32, out_channels=4, width=8)
     assert set(decoder.state_dict()) == {name for name, _ in decoder.named_parameters()}
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
+def test_the_separable_decoder_starts_by_moving_with_a_slots_place(axis):
+    decoder, slots = SeparableDecoder(6, 32, out_channels=4, width=8), torch.randn(4, 6)
+    moved = slots.clone()
+    moved[:, axis] += PLACE_SCALE * 3 * 2 / 31  # three pixels of a grid from -1 to 1
+    first, second = (decoder(s) - decoder.bias(s)[..., None, None] for s in (slots, moved))
+    torch.testing.assert_close(second.narrow(-2 + axis, 3, 29), first.narrow(-2 + axis, 0, 29), rtol=1e-3, atol=1e-3)

@@ -76,3 +76,16 @@ def test_moments_of_a_rectangle_on_a_slope_of_colour():
 def test_scales_of_the_moments_readout_start_small():
     _, readout = make_pair("compact")
     assert (readout.layers[-1].bias[SLOT_DIM:] == -1.5).all()
+
+
+def test_slots_of_the_moments_readout_start_as_place_and_colour():
+    encoder, readout = make_pair("compact")
+    with torch.no_grad():
+        for parameter in readout.layers[-1].parameters():
+            parameter.zero_()
+    image = torch.rand(1, 3, 1, 1).expand(1, *SHAPE)
+    pooled = encoder(image).features[0, :, 4:20, 10:16].flatten(1).mean(-1)
+    slot = readout(pooled.view(1, 1, -1)).squeeze()
+    place = pixel_grid(32, 32)[:, 4:20, 10:16].mean((1, 2))
+    torch.testing.assert_close(slot[:5], torch.cat([3 * place, image[0, :, 0, 0] - 0.5]))
+    assert not slot[5:].any()

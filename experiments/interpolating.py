@@ -1,0 +1,98 @@
+"""What `experiments/interpolate.py` does: paths through the scene latents of a LOM, as strips and GIFs (A.7)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pyro
+import torch
+import tyro
+from jaxtyping import Float
+from torch import Tensor
+
+from experiments import cli
+from experiments.config import Count, Share, check_bounds
+from experiments.held_out import HeldOut
+from experiments.summary import prior_scenes, render_scenes
+from pyro_lom import figures
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.pictures import read_rgb
+from pyro_lom.errors import UserError
+from pyro_lom.interpolation import random_walk, slerp
+
+DESCRIPTION = """Interpolate between scenes of a LOM along great circles, and walk at random: interpolate.py RUN
+[options]. A strip and two GIFs go to RUN/figures."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    between: tuple[str, str] | None = None
+    """Two images, each a number of a held-out scene or a PNG or JPEG file; samples of the prior when not given."""
+    num_paths: Count = 4
+    """Paths between samples of the prior, and walks."""
+    steps: Count = 12
+    """Scenes in a row of the strip."""
+    frames: Count = 48
+    """Scenes in a GIF, one way."""
+    stride: Share = 0.2
+    """Step of a walk, a share of the prior's standard deviation."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="interpolate.py", description=DESCRIPTION)
+    check_bounds(options)
+    pyro.enable_validation(False)
+    held_out = HeldOut(options.run)
+    pair, folder = held_out.system.ordered, held_out.run.figures
+    if pair is None:
+        raise UserError(f"{options.run} has no scene latent to interpolate: name a run of a LOM")
+    torch.manual_seed(held_out.seed)
+    given = None if options.between is None else _images(options.between, held_out)
+    if given is None:
+        start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
+    else:
+        start, end = held_out.reader.latents(pair, given, held_out.reader.infer(given))[0].split(1)
+
+    rows = []
+    for path in slerp(start, end, options.steps).unbind(1):
+        rendering = render_scenes(pair, path)
+        rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
+    title = "Along great circles of s, slots at their prior means"
+    if given is not None:
+        ends = torch.ones(options.steps, *given.shape[1:])
+        ends[0], ends[-1] = given.cpu()
+        rows = [("given", ends), *rows]
+    figures.save_grid(folder / "slerp.png", rows, title)
+    there = _film(held_out, slerp(start, end, options.frames))
+    figures.save_gif(folder / "slerp.gif", torch.cat([there, there.flip(0)]))
+    figures.save_gif(
+        folder / "random-walk.gif", _film(held_out, random_walk(start, 2 * options.frames, options.stride))
+    )
+    for name in ("slerp.png", "slerp.gif", "random-walk.gif"):
+        print(folder / name)
+
+
+def _film(held_out: HeldOut, scenes: Float[Tensor, "T P Ds"]) -> Float[Tensor, "T _ H W"]:
+    """Frames with every path side by side, masks below."""
+    rendering = render_scenes(held_out.system.ordered, scenes.flatten(0, 1))
+    images = rendering.image.expand(-1, 3, -1, -1)
+    both = torch.cat([images, figures.colour_masks(rendering.log_masks)], dim=-2).unflatten(0, scenes.shape[:2])
+    return torch.cat(both.unbind(1), dim=-1)
+
+
+def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W"]:
+    """Held-out scenes by number, files by name."""
+    channels, *size = held_out.scenes.image_shape
+    images = []
+    for name in names:
+        if name.isdigit():
+            if int(name) >= len(held_out):
+                raise UserError(f"--between {name}: held-out scenes go from 0 to {len(held_out) - 1}")
+            image = held_out.scenes.images[int(name)]
+        else:
+            image = read_rgb(Path(name), tuple(size))
+            image = image if channels == 3 else image.mean(-1, keepdims=True).astype(image.dtype)
+        images.append(float_images(image[None]))
+    return torch.cat(images).to(held_out.device)

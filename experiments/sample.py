@@ -1,0 +1,14 @@
+"""Draw samples and reconstructions of runs: `python experiments/sample.py RUN... [options]`."""
+
+import sys
+
+try:
+    from experiments import cli, sampling
+except ModuleNotFoundError as missing:
+    print(
+        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
+    )
+    sys.exit(2)
+
+if __name__ == "__main__":
+    cli.run(sampling.main)

@@ -1,0 +1,137 @@
+"""What `experiments/sample.py` does: scenes slot by slot, sampled and reconstructed, and sweeps of temperature."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyro
+import torch
+import tyro
+from torch import Tensor
+
+from experiments import cli
+from experiments.config import Count, Positive, check_bounds
+from experiments.held_out import HeldOut
+from experiments.measures import frechet_by_temperature
+from experiments.tables import Row, grid, group_by_config
+from pyro_lom import figures
+from pyro_lom.errors import UserError
+from pyro_lom.runs import Run
+from pyro_lom.types import Rendering
+
+DESCRIPTION = """Draw unconditional scenes and reconstructions of runs, slot by slot: sample.py RUN... [options].
+Pictures go to RUN/figures."""
+
+_TAUS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of Figure 7
+_MEAN_OF = 128
+_FILE = "temperature-sweep.json"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders."""
+    num_scenes: Count = 12
+    """Scenes in a picture."""
+    temperature: Positive = 0.8
+    """tau, of samples (Sec. 4.1)."""
+    sweep: bool = False
+    """Measure the Frechet distance at tau 0.6 to 1.0 instead, and draw it over runs with error bars (Fig. 7)."""
+    features: Literal["efficientnet", "pca64"] = "efficientnet"
+    """Frechet distance of a sweep."""
+    num_images: Count = 10_000
+    """Held-out images of a sweep, or all there are, and as many samples."""
+    output: Path = Path("temperature-sweep.png")
+    """Picture of a sweep."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="sample.py", description=DESCRIPTION)
+    check_bounds(options)
+    if not options.runs:
+        raise UserError("name one or more run folders: sample.py runs/00000-...")
+    for folder in options.runs:
+        Run.open(folder)
+    if options.sweep and not options.output.parent.is_dir():
+        folder = options.output.parent
+        raise UserError(f"--output {options.output}: there is no folder {folder}; make it or name another")
+    pyro.enable_validation(False)
+    if options.sweep:
+        _sweep(options)
+        return
+    for folder in options.runs:
+        held_out = HeldOut(folder, num_images=options.num_scenes)
+        for path in (*_samples(held_out, options), _reconstructions(held_out)):
+            print(path)
+
+
+def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
+    paths = []
+    for name, pair in reversed(held_out.pairs.items()):
+        tau, num = options.temperature, options.num_scenes
+        samples = next(held_out.samples(pair, max(_MEAN_OF, num), tau, "sampling"))
+        paths.append(held_out.run.figures / f"samples-{name}-slots.png")
+        means = [samples.image.mean(0), torch.ones_like(samples.image[0]), *figures.single_slots(samples).mean(0)]
+        rows = _rows(Rendering(*(part[:num] for part in samples)))
+        rows = [(label, torch.cat([mean[None], row])) for mean, (label, row) in zip(means, rows, strict=True)]
+        title = f"Samples of the {name} model, tau = {tau:g}; first column: mean of {len(samples.image)}"
+        figures.save_grid(paths[-1], rows, title)
+    return paths
+
+
+def _reconstructions(held_out: HeldOut) -> Path:
+    scenes = held_out.scenes
+    images, orderless = next(held_out.inferred(scenes.images, "reconstructing"))
+    rows = [("input", images)]
+    if scenes.labels is not None:
+        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels[: len(images)])).long())))
+    if orderless.log_masks is not None:
+        rows.append(("encoder's masks", figures.colour_masks(orderless.log_masks)))
+    for name, pair in held_out.pairs.items():
+        image, masks, *slots = _rows(held_out.reader.reconstruct(pair, images, orderless))
+        rows += [(f"{name} VAE", image[1]), masks, *slots]
+    path = held_out.run.figures / "reconstructions-slots.png"
+    figures.save_grid(path, rows, "Held-out scenes, segmented and reconstructed slot by slot")
+    return path
+
+
+def _rows(rendering: Rendering) -> list[tuple[str, Tensor]]:
+    """Images, masks, and each slot by itself."""
+    slots = figures.single_slots(rendering).unbind(1)
+    masks = figures.colour_masks(rendering.log_masks)
+    return [("image", rendering.image), ("masks", masks), *((f"slot {k}", slot) for k, slot in enumerate(slots))]
+
+
+def _sweep(options: Arguments) -> None:
+    rows = [_swept(folder, options) for folder in options.runs]
+    lines, table = {}, [["model", "runs", *(f"tau = {tau:g}" for tau in _TAUS)]]
+    for label, group in group_by_config(rows).items():
+        distances = np.array([[row.values[f"{tau:g}"] for tau in _TAUS] for row in group])
+        means, deviations = distances.mean(0), distances.std(0, ddof=min(1, len(group) - 1))
+        lines[label] = (_TAUS, means.tolist(), deviations.tolist())
+        bars = [f" ± {deviation:.1f}" if len(group) > 1 else "" for deviation in deviations]
+        cells = [f"{mean:.1f}{bar}" for mean, bar in zip(means, bars, strict=True)]
+        table.append([label, str(len(group)), *cells])
+    name = {"efficientnet": "FD-EfficientNet", "pca64": "FD-PCA64"}[options.features]
+    figures.save_error_bars(options.output, lines, x="temperature", y=name)
+    print(f"**{name} of samples by temperature**\n\n{grid(table)}\n")
+    print(options.output)
+
+
+def _swept(folder: Path, options: Arguments) -> Row:
+    print(f"{folder}: sweeping ...", file=sys.stderr)
+    held_out = HeldOut(folder, num_images=options.num_images)
+    protocol = {
+        "features": options.features,
+        "num_images": len(held_out),
+        "seed": held_out.seed,
+        "checkpoint": held_out.run.checkpoints()[-1].name,
+    }
+    known = held_out.run.read_json(_FILE) if (held_out.run.folder / _FILE).exists() else {}
+    if known.get("protocol") != protocol:
+        distances = frechet_by_temperature(f"fd_{options.features}", held_out, _TAUS)
+        known = {"protocol": protocol, "values": {f"{tau:g}": d for tau, d in zip(_TAUS, distances, strict=True)}}
+        held_out.run.write_json(_FILE, known)
+    return Row(folder, held_out.config, len(held_out), known["values"])

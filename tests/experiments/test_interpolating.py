@@ -1,0 +1,57 @@
+"""interpolate.py: a strip and GIFs between samples of the prior, held-out scenes or files."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.held_out import HeldOut
+from experiments.interpolating import main
+from experiments.summary import prior_scenes, render_scenes
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "runs" / finished.name)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "mine.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_strip_and_two_gifs(command, run, picture, given):
+    between = ["--between", "3", picture] if given else ["--num-paths", "2"]
+    code, out, err = command(main, run, *between, "--steps", "6", "--frames", "7")
+    assert code == 0, err
+    assert out.split() == [str(run / "figures" / name) for name in ("slerp.png", "slerp.gif", "random-walk.gif")]
+    paths = 1 if given else 2
+    for name in ("slerp", "random-walk"):
+        with Image.open(run / "figures" / f"{name}.gif") as film:
+            assert film.size == (32 * 4 * paths, 2 * 32 * 4) and 1 < film.n_frames <= 14
+
+
+def test_scenes_are_drawn_at_prior_means(finished):
+    pair = HeldOut(finished).system.ordered
+    scenes = prior_scenes(pair, 4)
+    assert scenes.shape == (4, pair.model.scene_dim)
+    first, again = render_scenes(pair, scenes), render_scenes(pair, scenes)
+    assert torch.equal(first.image, again.image)
+    expected = pair.model.render(pair.model.slot_prior(pair.model.order_net(scenes)).mean)
+    torch.testing.assert_close(first.image, expected.image)
+
+
+def test_a_model_without_scenes_is_refused(refusal, alone):
+    assert refusal(main, alone) == f"{alone} has no scene latent to interpolate: name a run of a LOM"
+
+
+def test_mistakes(refusal, run):
+    assert refusal(main, run, "--between", "3", "16") == "--between 16: held-out scenes go from 0 to 15"
+    assert refusal(main, run, "--between", "3", "missing.png").startswith("cannot read image missing.png")
+    assert refusal(main, run, "--stride", "1.5") == "--stride is 1.5: it must be 0 or more and below 1"
+    assert refusal(main, "nowhere").startswith("nowhere is not a run folder")

@@ -1,0 +1,52 @@
+"""Rows over seeds: mean and standard deviation, told apart by everything but the seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tiny import tiny_config
+
+from experiments.tables import Row, markdown
+
+
+def row(number, seed, values, config=None):
+    config = replace(config or tiny_config(), seed=seed)
+    return Row(Path(f"runs/{number:05d}-tiny-seed{seed}"), config, 2000, values)
+
+
+def table(rows):
+    return markdown(rows, command=lambda folders: f"evaluate {' '.join(map(str, folders))}")
+
+
+def cells(text, start):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}") and "evaluate" not in line]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_seeds_share_a_row():
+    text = table([row(0, 0, {"fd_pca64": 1.0}), row(1, 1, {"fd_pca64": 2.0}), row(2, 2, {"fd_pca64": 4.5})])
+    assert cells(text, "tiny") == ["tiny", "3", "2000", "2.5 ± 1.8"]
+    assert "`evaluate runs/00000-tiny-seed0 runs/00001-tiny-seed1 runs/00002-tiny-seed2`" in text
+
+
+def test_one_run_has_no_deviation_and_percent_are_percent():
+    text = table([row(0, 0, {"structure": 0.8234})])
+    assert cells(text.partition("**Structure")[0], "tiny") == ["tiny", "1", "2000", "82.3"]
+
+
+def test_other_options_are_another_row():
+    config = tiny_config()
+    other = replace(config, train=replace(config.train, steps=99))
+    text = table([row(0, 0, {"fd_pca64": 1.0}), row(4, 0, {"fd_pca64": None}, other)])
+    assert cells(text, "tiny (00000)")[-1] == "1.0"
+    assert cells(text, "tiny (00004)")[-1] == "-"
+
+
+def test_columns_and_tables_without_numbers_are_left_out():
+    text = table([row(0, 0, {"fd_pca64": 1.0, "fid": None})])
+    assert "FID" not in text and "Likelihood" not in text
+
+
+def test_lines_are_of_one_length():
+    text = table([row(0, 0, {"fd_pca64": 1.0, "structure": 0.5, "elbo_ordered": -1234.5})])
+    for part in text.split("\n\n"):
+        assert len({len(line) for line in part.splitlines()}) == 1

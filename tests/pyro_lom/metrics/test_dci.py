@@ -1,0 +1,101 @@
+"""DCI on codes whose scores are known, and what the published script gets wrong."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+from pyro_lom.errors import UserError
+from pyro_lom.metrics.dci import _structure, dci, match_objects
+
+N = 600
+
+
+@pytest.fixture
+def factors():
+    rng = np.random.default_rng(0)
+    return {"x": rng.uniform(size=N), "size": rng.integers(0, 3, N), "hue": rng.uniform(size=N).astype(np.float32)}
+
+
+def columns(factors):
+    return np.stack([values.astype(np.float32) for values in factors.values()], axis=1)
+
+
+def test_one_dimension_a_factor_is_perfect(factors):
+    scores = dci(columns(factors)[:, [2, 0, 1]], factors)
+    assert min(scores) > 0.97
+
+
+def test_mixed_dimensions_are_informative_but_entangled(factors):
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    codes = ((columns(factors) - 0.5) @ rotation).astype(np.float32)
+    scores = dci(codes, factors)
+    assert scores.informativeness > 0.7
+    assert scores.disentanglement < 0.6 and scores.completeness < 0.6
+
+
+def test_noise_says_nothing(factors):
+    codes = np.random.default_rng(2).normal(size=(N, 4)).astype(np.float32)
+    scores = dci(codes, {name: factors[name] for name in ("x", "hue")})
+    assert scores.informativeness < 0.05 and scores.disentanglement < 0.3
+
+
+@pytest.mark.parametrize("order", [["x", "size"], ["size", "x"]])
+def test_each_factor_has_its_own_kind_of_predictor(factors, order):
+    """The published script takes the kind of the first for all, and finds no regressor ever exactly right."""
+    scores = dci(columns(factors), {name: factors[name] for name in order})
+    assert scores.informativeness > 0.97
+
+
+def test_scores_are_those_of_entropies():
+    importance = np.random.default_rng(3).uniform(size=(4, 3))
+    disentanglement, completeness = _structure(importance)
+    of_codes = [1 - entropy(row, base=3) for row in importance]
+    assert disentanglement == pytest.approx(np.average(of_codes, weights=importance.sum(1)))
+    assert completeness == pytest.approx(np.mean([1 - entropy(column, base=4) for column in importance.T]))
+
+
+def test_dead_dimensions_do_not_count():
+    importance = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert _structure(importance) == pytest.approx((1.0, 1.0))
+
+
+def test_factors_that_never_vary_are_left_out(factors):
+    constant = {"present": np.ones(N)}
+    assert dci(columns(factors), factors | constant) == dci(columns(factors), factors)
+    with pytest.raises(UserError, match="^DCI needs a factor that differs between objects"):
+        dci(columns(factors), constant)
+
+
+def test_one_factor_has_no_disentanglement_to_speak_of(factors):
+    scores = dci(columns(factors), {"x": factors["x"]})
+    assert np.isnan(scores.disentanglement) and scores.completeness > 0.97
+
+
+def test_too_few_objects_are_refused(factors):
+    few = {name: values[:19] for name, values in factors.items()}
+    with pytest.raises(UserError, match="^DCI needs 20 objects or more that a slot draws, not 19: use more images$"):
+        dci(columns(few), few)
+
+
+def test_the_seed_decides(factors):
+    assert dci(columns(factors), factors) == dci(columns(factors), factors)
+    assert dci(columns(factors), factors, seed=1) != dci(columns(factors), factors)
+
+
+def test_objects_get_the_slots_that_draw_them():
+    labels = torch.tensor([[[0, 0, 1, 1, 2, 2]], [[0, 0, 0, 0, 2, 2]]])  # the second scene lacks object 1
+    segments = torch.tensor([[[1, 1, 2, 2, 0, 0]], [[2, 2, 2, 2, 1, 1]]])
+    slots = torch.arange(6.0).view(2, 3, 1)
+    codes, factors = match_objects(slots, segments, labels, {"hue": np.array([[10, 20], [0, 40]])}, num_background=1)
+    assert codes.tolist() == [[0], [2], [4]]
+    assert factors["hue"].tolist() == [20, 10, 40]
+
+
+def test_what_no_slot_draws_is_left_out():
+    labels = torch.zeros(1, 4, 8, dtype=torch.long)
+    labels[0, 0, :2] = 1  # two pixels of the one segment: IoU 2/32
+    codes, factors = match_objects(
+        torch.zeros(1, 2, 3), torch.zeros_like(labels), labels, {"hue": np.ones((1, 1))}, num_background=1
+    )
+    assert codes.shape == (0, 3) and len(factors["hue"]) == 0
