@@ -17,6 +17,7 @@ from experiments.summary import Reader, sample_scenes
 from experiments.systems import Pair
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.stored import Array
 from pyro_lom.runs import Run
 from pyro_lom.types import OrderlessPosterior, Rendering
 
@@ -65,20 +66,20 @@ class HeldOut:
     def labels(self) -> UInt8[np.ndarray, "N H W"]:
         return np.asarray(self.scenes.labels)
 
-    def batches(self, images: UInt8[np.ndarray, "N H W C"], what: str) -> Iterator[Float[Tensor, "B C H W"]]:
+    def batches(self, images: UInt8[Array, "N H W C"], what: str) -> Iterator[Float[Tensor, "B C H W"]]:
         """Images as models see them, on their device."""
         for first in progress(range(0, len(images), BATCH), what):
             yield float_images(images[first : first + BATCH]).to(self.device)
 
     def inferred(
-        self, images: UInt8[np.ndarray, "N H W C"], what: str
+        self, images: UInt8[Array, "N H W C"], what: str
     ) -> Iterator[tuple[Float[Tensor, "B C H W"], OrderlessPosterior]]:
         """The same, each batch beside its orderless posterior."""
         torch.manual_seed(self.seed)
         for batch in self.batches(images, what):
             yield batch, self.reader.infer(batch)
 
-    def read(self, images: UInt8[np.ndarray, "N H W C"], what: str) -> Reading:
+    def read(self, images: UInt8[Array, "N H W C"], what: str) -> Reading:
         slots, segments = [], {}
         for batch, orderless in self.inferred(images, what):
             slots.append(orderless.loc.cpu())

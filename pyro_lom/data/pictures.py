@@ -36,8 +36,8 @@ def read_picture(path: Path) -> Image.Image:
         UserError: there is no such file, it holds no image, or a damaged or a very large one.
     """
     try:
-        if not path.is_file():
-            raise UserError(f"{path} is no image file: mend or remove it" if path.exists() else f"no such file: {path}")
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
             with Image.open(path) as image:

@@ -3,6 +3,7 @@
 import gzip
 import tracemalloc
 
+import google_crc32c
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,8 +80,6 @@ class TestObjectsRoom:
             assert rest[-1].place == blocks[-1].place
 
     def test_damage_is_left_out_on_request(self, tmp_path):
-        import google_crc32c
-
         bodies = [example(scene) for scene in ROOMS]
         bodies[1] = example({"image": ROOMS[1]["image"]})
         path = tmp_path / "rooms"
@@ -110,8 +109,6 @@ class TestObjectsRoom:
 
     def test_a_record_that_would_fill_the_memory(self, tmp_path):
         """As many bytes as are allowed, all in fields of two bytes."""
-        import google_crc32c
-
         bomb = field(1, field(1, field(1, b"image") + field(2, field(1, b"\x0a\x00" * 100_000))))
         path = tmp_path / "bomb"
         path.write_bytes(gzip.compress(framed(bomb, google_crc32c.value) * 50))

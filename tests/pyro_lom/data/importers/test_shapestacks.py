@@ -161,9 +161,9 @@ def save_png(path, values):
             lambda tree: save_png(map_of(tree), np.tile(np.uint8([0, 32, 0]), (224, 224, 1))),
             "is in colour, and no inst",
         ),
-        (lambda tree: (map_of(tree).unlink(), map_of(tree).mkdir()), "is no image file"),
-        (lambda tree: (image_of(tree).unlink(), image_of(tree).symlink_to(image_of(tree))), "no such file|no image"),
-        (lambda tree: (image_of(tree).unlink(), os.mkfifo(image_of(tree))), "is no image file"),
+        (lambda tree: (map_of(tree).unlink(), map_of(tree).mkdir()), "not an ordinary one"),
+        (lambda tree: (image_of(tree).unlink(), image_of(tree).symlink_to(image_of(tree))), "no such file"),
+        (lambda tree: (image_of(tree).unlink(), os.mkfifo(image_of(tree))), "not an ordinary one"),
     ],
 )
 def test_damaged_views(tree, spoil, reason):

@@ -1,0 +1,376 @@
+"""`data.py` as a person starts it: what it writes, how it goes on, and what it refuses in one line."""
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import cli, datasets
+from pyro_lom.data.hdf5 import read_scenes, write_scenes
+
+ROOT = Path(__file__).parents[2]
+IMPORTERS = ROOT / "tests" / "pyro_lom" / "data" / "importers"
+FIXTURES = IMPORTERS / "fixtures"
+ROOMS = FIXTURES / "objects_room_train.tfrecords"
+CLEVR = FIXTURES / "clevr_with_masks_train.tfrecords"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capfd):
+    """`command(*arguments)` is data.py: its exit code, standard output and standard error, run in `tmp_path`."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.run(datasets.main)
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, *capfd.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """`refused(*arguments)` is the one line with which data.py refuses them, nothing being written."""
+
+    def run(*arguments):
+        before = sorted(Path().rglob("*"))
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, ""), err
+        *progress, line = err.splitlines()
+        assert line.startswith("error: ") and "Traceback" not in err, err
+        assert sorted(Path().rglob("*")) == before
+        return line.removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def rooms(tmp_path):
+    """300 rooms as they were published, in a file of 4 MB that unpacks to 37."""
+    body = gzip.decompress(ROOMS.read_bytes())
+    path = tmp_path / "rooms.tfrecords"
+    path.write_bytes(gzip.compress(body * 100, 1))
+    return path
+
+
+def start(*arguments, **options):
+    """data.py as a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / "data.py", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+# import
+
+
+def test_a_published_file_comes_in(command):
+    code, out, err = command("import", "objects-room", ROOMS, "data/objects-room.h5")
+    assert (code, out) == (
+        0,
+        "data/objects-room.h5: 3 scenes; python experiments/data.py info data/objects-room.h5 describes them\n",
+    )
+    assert err.splitlines()[-1] == "note: in 1 of 3 scenes label 3 was an object and became 4"
+    scenes = read_scenes("data/objects-room.h5")
+    assert (scenes.name, scenes.version, scenes.num_background, scenes.image_shape) == (
+        "objects-room",
+        1,
+        4,
+        (3, 64, 64),
+    )
+    assert os.listdir("data") == ["objects-room.h5"]
+    with h5py.File("data/objects-room.h5") as file:
+        assert file.attrs["source"] == "objects_room_train.tfrecords, 0 damaged records left out"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "shape"),
+    [
+        ("objects-room", ROOMS, (3, 64, 64, 3)),
+        ("objects-room-six-objects", FIXTURES / "objects_room_six_objects.tfrecords", (2, 64, 64, 3)),
+        ("objects-room-identical-colour", FIXTURES / "objects_room_six_objects.tfrecords", (2, 64, 64, 3)),
+        ("clevr6", CLEVR, (2, 96, 96, 3)),
+    ],
+)
+def test_sizes_of_the_paper(command, name, source, shape):
+    assert command("import", name, source, "out.h5")[0] == 0
+    assert read_scenes("out.h5").images.shape == shape
+    assert command("import", name, source, "small.h5", "--size", "48")[0] == 0
+    assert read_scenes("small.h5").images.shape == (shape[0], 48, 48, 3)
+
+
+def test_compact_and_part_of_it(command, rooms):
+    assert command("import", "objects-room", rooms, "all.h5")[0] == 0
+    assert command("import", "objects-room", rooms, "some.h5", "--num", "50", "--compact")[0] == 0
+    everything, some = read_scenes("all.h5"), read_scenes("some.h5")
+    np.testing.assert_array_equal(some.images, everything.images[:50])
+    np.testing.assert_array_equal(some.labels, everything.labels[:50])
+    assert some.splits == {"test": range(5), "validation": range(5, 10), "train": range(10, 50)}
+    with h5py.File("some.h5") as file:
+        assert (file["labels"].chunks, file["labels"].compression) == ((1, 64, 64), "lzf")
+
+
+def test_a_folder_of_images_with_masks(command):
+    rng = np.random.default_rng(0)
+    for folder, high in (("mine", 256), ("masks", 3)):
+        os.mkdir(folder)
+        for k in range(20):
+            Image.fromarray(rng.integers(0, high, (32, 32), dtype=np.uint8)).save(f"{folder}/{k:02d}.png")
+    code, out, err = command("import", "images", "mine", "mine.h5", "--masks", "masks", "--num-background", "1")
+    assert code == 0, err
+    scenes = read_scenes("mine.h5")
+    assert (scenes.labels.max(), scenes.num_background) == (2, 1)
+    assert scenes.splits == {"train": range(18), "test": range(18, 20)}
+
+
+def test_damage_is_left_out_on_request_and_told(command, refused, rooms):
+    content = bytearray(gzip.decompress(rooms.read_bytes()))
+    for record in (7, 250):
+        content[record * 122_937 + 5000] ^= 1
+    rooms.write_bytes(gzip.compress(bytes(content), 1))
+    line = refused("import", "objects-room", rooms, "out.h5")
+    assert line.startswith(
+        f"{rooms}: record 7, at byte 860559 of the unpacked stream is damaged: its checksum is wrong;"
+    )
+    code, out, err = command("import", "objects-room", rooms, "out.h5", "--skip-damaged")
+    assert (code, len(read_scenes("out.h5").images)) == (0, 298)
+    assert err.splitlines()[-1] == (
+        "note: 2 damaged records were left out: record 7, at byte 860559 of the unpacked stream, "
+        "record 250, at byte 30734250 of the unpacked stream"
+    )
+    with h5py.File("out.h5") as file:
+        assert file.attrs["source"] == "rooms.tfrecords, 2 damaged records left out"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["import", "objects-room", "none", "out.h5"], "no such file or folder: none"),
+        (["import", "objects-room", "/dev/zero", "out.h5"], "/dev/zero is neither a file nor a folder: name what was"),
+        (["import", "objects-room", ".", "out.h5"], ". is a folder, but objects-room is read from a file"),
+        (["import", "images", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but images is read from a folder"),
+        (["import", "shapestacks", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but shapestacks is read from a folder"),
+        (["import", "images", ".", "out.h5"], "no images in .: expected files ending in .png, .jpg, .jpeg"),
+        (["import", "shapestacks", ".", "out.h5"], "cannot read splits/default/train.txt: No such file or directory"),
+        (
+            ["import", "clevr6", str(ROOMS), "out.h5"],
+            f"{ROOMS} does not hold this data set: in its first record, it has",
+        ),
+        (["import", "clevr7", str(ROOMS), "out.h5"], "invalid choice 'clevr7' for argument 'name'. Expected one of"),
+        (["import", "objects-room", str(ROOMS)], "Missing from data.py import: OUT The HDF5 file to write"),
+        (
+            ["import", "objects-room", str(ROOMS), "out.h5", "--size", "4"],
+            "--size is 4: it must be from 8 to 1024 pixels",
+        ),
+        (["import", "objects-room", str(ROOMS), "out.h5", "--num", "0"], "--num is 0: it must be 1 or more"),
+        (
+            ["import", "objects-room", str(ROOMS), "out.h5", "--masks", "."],
+            "--masks and --num-background are for images",
+        ),
+        (["import", "images", ".", "out.h5", "--masks", "."], "--masks and --num-background go together: give both"),
+        (["import", "objects-room", str(ROOMS), "there.h5"], "there.h5 exists already: remove it or name another file"),
+        (["info", "none"], "no such file or folder: none"),
+        (["info", "there.h5"], "cannot read there.h5: not an HDF5 file, or truncated or damaged"),
+        ([], "Expected one of {info, import"),
+        (["fetch"], "Unrecognized options: fetch"),
+    ],
+    ids=lambda value: " ".join(value).replace(str(FIXTURES), "") if isinstance(value, list) else "",
+)
+def test_mistakes_on_the_command_line(arguments, line, refused, tmp_path):
+    (tmp_path / "there.h5").write_text("mine")
+    assert refused(*arguments).startswith(line)
+
+
+def test_hdf5_that_is_not_from_object_centric_library(refused, command, data):
+    line = refused("import", "objects-room", data, "out.h5")
+    assert line.startswith(f'{data} has no "image" (it holds factors, images, labels); name a *-full.hdf5 file')
+    line = refused("import", "objects-room-empty-room", data, "out.h5")
+    assert line == f"{data} is an HDF5 file, but objects-room-empty-room was published as TFRecords only"
+
+
+@pytest.mark.parametrize("kept", [10, 1000, -1])
+def test_truncated_files(refused, rooms, kept):
+    rooms.write_bytes(rooms.read_bytes()[:kept])
+    line = refused("import", "objects-room", rooms, "out.h5")
+    assert "is truncated at record" in line or "claims" in line
+
+
+def test_nothing_in_it(refused, tmp_path):
+    (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
+    assert refused("import", "objects-room", "empty.gz", "out.h5") == (
+        "empty.gz has no scene that could be read: name another file"
+    )
+
+
+def test_other_options_are_not_mixed(command, rooms, monkeypatch):
+    monkeypatch.setattr("pyro_lom.data.importers.block.BLOCK_BYTES", 100 * 64 * 64 * 3)
+    calls = []
+
+    def interrupted(writer, *block, append=datasets.Import.run.__globals__["SceneWriter"].append, **place):
+        append(writer, *block, **place)
+        calls.append(writer.num_scenes)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_lom.data.writer.SceneWriter.append", interrupted)
+    code, out, err = command("import", "objects-room", rooms, "out.h5")
+    assert (code, out, calls) == (130, "", [100, 200])
+    assert err.splitlines()[-2:] == ["out.h5: 200 scenes are kept; the same command goes on", "stopped by SIGINT"]
+    code, _, err = command("import", "objects-room", rooms, "out.h5", "--size", "48")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        "error: .out.h5.partial holds 200 scenes of an unfinished file with another --s"
+    )
+    assert command("import", "objects-room", rooms, "out.h5")[0] == 0
+    assert calls == [100, 200, 300]
+    expected = command("import", "objects-room", rooms, "whole.h5")
+    assert expected[0] == 0
+    np.testing.assert_array_equal(read_scenes("out.h5").images, read_scenes("whole.h5").images)
+    assert sorted(os.listdir()) == ["out.h5", "rooms.tfrecords", "whole.h5"]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(command, tmp_path):
+    """Until it is done: the file is the one that is made at once."""
+    body = gzip.decompress(ROOMS.read_bytes())
+    source = tmp_path / "rooms.tfrecords"
+    source.write_bytes(gzip.compress(body * 3000, 1))
+    assert command("import", "objects-room", source, "whole.h5")[0] == 0
+    kept = [0]
+    journal = tmp_path / ".out.h5.partial" / "journal.json"
+    while not (tmp_path / "out.h5").exists():
+        process = start("import", "objects-room", source, "out.h5", cwd=tmp_path)
+        while process.poll() is None:
+            if journal.exists() and json.loads(journal.read_text())["num_scenes"] > kept[-1]:
+                process.kill()
+                break
+            time.sleep(0.01)
+        process.communicate()
+        if journal.exists():
+            kept.append(json.loads(journal.read_text())["num_scenes"])
+    assert len(kept) > 3
+    np.testing.assert_array_equal(read_scenes("out.h5").images, read_scenes("whole.h5").images)
+    np.testing.assert_array_equal(read_scenes("out.h5").labels, read_scenes("whole.h5").labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_memory_does_not_grow_with_the_file(tmp_path, spoiled):
+    """1.1 GB unpacked, or a billion zeros where a record should be, in 400 MB beside what torch takes."""
+    source = tmp_path / "rooms.tfrecords"
+    body = gzip.decompress(ROOMS.read_bytes())
+    with gzip.open(source, "wb", 1) as file:
+        for _ in range(30):
+            file.write(body * 100 if not spoiled else bytes(len(body) * 100))
+
+    def bounded():
+        resource.setrlimit(resource.RLIMIT_DATA, (1_200_000_000, 1_200_000_000))
+
+    process = start("import", "objects-room", source, "out.h5", cwd=tmp_path, preexec_fn=bounded)
+    out, err = process.communicate()
+    assert process.returncode == (2 if spoiled else 0), err
+    if not spoiled:
+        assert len(read_scenes(tmp_path / "out.h5").images) == 9000
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_stopped_by_a_signal(kind, tmp_path):
+    body = gzip.decompress(ROOMS.read_bytes())
+    source = tmp_path / "rooms.tfrecords"
+    source.write_bytes(gzip.compress(body * 3000, 1))
+    process = start("import", "objects-room", source, "out.h5", cwd=tmp_path)
+    while not (tmp_path / ".out.h5.partial" / "images").exists():
+        time.sleep(0.01)
+    process.send_signal(kind)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if kind == signal.SIGINT else -kind)
+    assert "Traceback" not in err
+    assert not (tmp_path / "out.h5").exists()
+
+
+# info
+
+
+def test_info_describes_and_draws(command, data):
+    code, out, err = command("info", data)
+    assert (code, err) == (0, "")
+    lines = {line[:15].rstrip(): line[15:] for line in out.splitlines()}
+    assert lines["name"] == "towers, version 1"
+    assert lines["source"] == "tests, seed 3"
+    assert lines["images"] == "64, 32x32, RGB, 0.2 MB"
+    assert lines["splits"] == "test 48 to 63, train 0 to 47"
+    assert lines["background"] == "0 in 100.0%, 1 in 100.0%"
+    assert lines["objects"].startswith("2 in 100.0%, 3 in ")
+    assert lines["in a scene"].startswith("1 in ") and lines["in a scene"].endswith(" of scenes")
+    assert lines["  present"] == "3 columns, 0 to 1"
+    sheet = data.with_name("small-sheet.png")
+    assert lines["contact sheet"] == str(sheet)
+    with Image.open(sheet) as picture:
+        assert picture.size[0] > 1000
+    sheet.unlink()
+
+
+def test_info_of_a_folder(command, towers):
+    os.mkdir("mine")
+    for k in range(3):
+        Image.fromarray(towers.images[k]).save(f"mine/{k}.png")
+    code, out, err = command("info", "mine", "--sheet", "sheet.png")
+    assert (code, err) == (0, "")
+    assert "labels         none\n" in out
+    assert sorted(os.listdir()) == ["mine", "sheet.png"]
+
+
+def test_info_refuses_what_contradicts_itself(refused, towers):
+    write_scenes("small.h5", replace(towers, splits={"train": range(50), "test": range(48, 64)}), source="", seed=0)
+    assert refused("info", "small.h5").startswith('towers: scenes 48 to 49 are both in "train" and in "test"')
+
+
+def test_info_refuses_a_truncated_file(refused, data, tmp_path):
+    shutil.copy(data, "short.h5")
+    os.truncate("short.h5", data.stat().st_size // 2)
+    assert refused("info", "short.h5").startswith("cannot read short.h5: not an HDF5 file, or truncated or damaged")
+
+
+def test_help_lists_the_commands(command):
+    code, out, err = command("--help")
+    assert code == 0
+    assert all(f"• {name}" in out for name in ("info", "import"))
+
+
+# from a published file to a training run
+
+
+@pytest.mark.slow
+def test_presets_run_on_imported_data(command, fit, rooms):
+    assert command("import", "objects-room", rooms, "data/objects-room.h5")[0] == 0
+    tiny = (
+        "--train.steps 2 --train.batch-size 2 --model.encoder-width 8 --model.decoder-width 8 "
+        "--model.transformer-width 8 --model.num-slots 2"
+    )
+    code, _, err = fit("lom-genesis-v2-objects-room", *tiny.split())
+    assert code == 0, err
+    summary = json.loads(next(Path("runs").glob("*/summary.json")).read_text())
+    assert summary["ari_fg_encoder"] is not None
