@@ -56,12 +56,16 @@ class Info:
                     lines.insert(1, ("source", f"{source}, seed {file.attrs.get('seed', 'unknown')}"))
         if scenes.labels is None:
             return [*lines, ("labels", "none")]
-        shares = inspection.label_scenes / number
-        background, used = scenes.num_background, np.flatnonzero(shares)
+        shares = (inspection.label_scenes / number).tolist()
+        in_scene = (inspection.num_objects / number).tolist()
+        background, used = scenes.num_background, np.flatnonzero(shares).tolist()
         lines += [
             ("background", _shares({k: shares[k] for k in range(background)}) or "none"),
             ("objects", _shares({k: shares[k] for k in used if k >= background}) or "none"),
-            ("in a scene", _shares({k: n / number for k, n in enumerate(inspection.num_objects) if n}) + " of scenes"),
+            (
+                "in a scene",
+                _shares({k: n / number for k, n in enumerate(inspection.num_objects.tolist()) if n}) + " of scenes",
+            ),
         ]
         for name, values in scenes.factors.items():
             values = np.asarray(values)

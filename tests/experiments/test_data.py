@@ -19,6 +19,7 @@ from PIL import Image
 
 from experiments import cli, datasets
 from pyro_lom.data.hdf5 import read_scenes, write_scenes
+from pyro_lom.data.writer import SceneWriter
 
 ROOT = Path(__file__).parents[2]
 IMPORTERS = ROOT / "tests" / "pyro_lom" / "data" / "importers"
@@ -228,7 +229,7 @@ def test_other_options_are_not_mixed(command, rooms, monkeypatch):
     monkeypatch.setattr("pyro_lom.data.importers.block.BLOCK_BYTES", 100 * 64 * 64 * 3)
     calls = []
 
-    def interrupted(writer, *block, append=datasets.Import.run.__globals__["SceneWriter"].append, **place):
+    def interrupted(writer, *block, append=SceneWriter.append, **place):
         append(writer, *block, **place)
         calls.append(writer.num_scenes)
         if len(calls) == 2:
@@ -318,7 +319,7 @@ def test_info_describes_and_draws(command, data):
     code, out, err = command("info", data)
     assert (code, err) == (0, "")
     lines = {line[:15].rstrip(): line[15:] for line in out.splitlines()}
-    assert lines["name"] == "towers, version 1"
+    assert lines["name"] == "towers, version 2"
     assert lines["source"] == "tests, seed 3"
     assert lines["images"] == "64, 32x32, RGB, 0.2 MB"
     assert lines["splits"] == "test 48 to 63, train 0 to 47"
@@ -345,7 +346,7 @@ def test_info_of_a_folder(command, towers):
 
 def test_info_refuses_what_contradicts_itself(refused, towers):
     write_scenes("small.h5", replace(towers, splits={"train": range(50), "test": range(48, 64)}), source="", seed=0)
-    assert refused("info", "small.h5").startswith('towers: scenes 48 to 49 are both in "train" and in "test"')
+    assert refused("info", "small.h5").startswith('towers: scenes 48 to 49 are both in "test" and in "train"')
 
 
 def test_info_refuses_a_truncated_file(refused, data, tmp_path):
