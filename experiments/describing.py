@@ -62,10 +62,7 @@ class Info:
         lines += [
             ("background", _shares({k: shares[k] for k in range(background)}) or "none"),
             ("objects", _shares({k: shares[k] for k in used if k >= background}) or "none"),
-            (
-                "in a scene",
-                _shares({k: n / number for k, n in enumerate(inspection.num_objects.tolist()) if n}) + " of scenes",
-            ),
+            ("in a scene", f"{_shares({k: share for k, share in enumerate(in_scene) if share})} of scenes"),
         ]
         for name, values in scenes.factors.items():
             values = np.asarray(values)
