@@ -1,0 +1,55 @@
+"""Shapes that MuJoCo has no primitive for, as vertices and triangles; about as large as a unit sphere about
+their middle, closed, and with triangles that turn left seen from outside."""
+
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Mesh = tuple[Float[np.ndarray, "vertices 3"], Int[np.ndarray, "triangles 3"]]
+
+
+def cone(sides: int = 48) -> Mesh:
+    """Radius 1, from z = -1 to z = 1."""
+    angles = 2 * np.pi * np.arange(sides) / sides
+    ring = np.stack([np.cos(angles), np.sin(angles), -np.ones(sides)], 1)
+    vertices = np.concatenate([ring, [[0, 0, 1], [0, 0, -1]]])
+    here, following = np.arange(sides), np.roll(np.arange(sides), -1)
+    top, bottom = np.full(sides, sides), np.full(sides, sides + 1)
+    return vertices, np.concatenate([np.stack([here, following, top], 1), np.stack([following, here, bottom], 1)])
+
+
+def icosahedron() -> Mesh:
+    """Radius 1."""
+    golden = (1 + np.sqrt(5)) / 2
+    corners = np.array([(0, a, b * golden) for a in (-1, 1) for b in (-1, 1)])
+    vertices = np.concatenate([corners, corners[:, [1, 2, 0]], corners[:, [2, 0, 1]]])
+    near = np.isclose(np.linalg.norm(vertices[:, None] - vertices, axis=2), 2)
+    triples = [t for t in combinations(range(12), 3) if all(near[pair] for pair in combinations(t, 2))]
+    triangles = np.array([t if np.linalg.det(vertices[list(t)]) > 0 else t[::-1] for t in triples])
+    return vertices / np.linalg.norm(vertices[0]), triangles
+
+
+def torus(thickness: float = 0.32, around: int = 40, across: int = 16) -> Mesh:
+    """An upright ring: its axis is y, its outer radius 1, its tube's radius `thickness`."""
+    a, b = np.meshgrid(*(2 * np.pi * np.arange(n) / n for n in (around, across)), indexing="ij")
+    distance = 1 - thickness + thickness * np.cos(b)
+    vertices = np.stack([distance * np.cos(a), thickness * np.sin(b), distance * np.sin(a)], -1)
+    return vertices.reshape(-1, 3), _tiled(around, across)
+
+
+def hollow_triangle(thickness: float = 0.3, depth: float = 0.35) -> Mesh:
+    """An upright triangular frame that stands on a side; its axis is y."""
+    corners = np.array([(np.cos(a), np.sin(a)) for a in np.pi * np.array([1 / 2, 7 / 6, 11 / 6])])
+    outer, inner = corners, corners * (1 - 2 * thickness)
+    profile = [(outer, -depth), (outer, depth), (inner, depth), (inner, -depth)]
+    vertices = np.array([[(points[k, 0], y, points[k, 1]) for points, y in profile] for k in range(3)])
+    return vertices.reshape(-1, 3), _tiled(3, 4)
+
+
+def _tiled(around: int, across: int) -> Int[np.ndarray, "triangles 3"]:
+    """Triangles of a closed tube of `around` x `across` vertices."""
+    a, b = (grid.ravel() for grid in np.meshgrid(np.arange(around), np.arange(across), indexing="ij"))
+    c, d = (a + 1) % around, (b + 1) % across
+    corners = [a * across + b, c * across + b, c * across + d, a * across + d]
+    return np.concatenate([np.stack([corners[k] for k in order], 1) for order in ((0, 2, 1), (0, 3, 2))])
