@@ -13,6 +13,7 @@ from pyro_lom.data.importers.block import genesis_splits
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
 from pyro_lom.data.renderers.pool import RenderPool
 from pyro_lom.data.renderers.renderer import Renderer
+from pyro_lom.data.renderers.shapestacks import ShapeStacks
 from pyro_lom.data.writer import SceneWriter
 from pyro_lom.errors import UserError
 
@@ -21,6 +22,10 @@ RENDERERS: dict[str, Renderer] = {
     "objects-room-six-objects": ObjectsRoom(num_objects=(6, 6)),
     "objects-room-identical-colour": ObjectsRoom(num_objects=(4, 6), one_colour=True),
     "objects-room-empty-room": ObjectsRoom(num_objects=(0, 0)),
+    "shapestacks": ShapeStacks(),
+    "shapestacks-floating": ShapeStacks(broken="floating"),
+    "shapestacks-apart": ShapeStacks(broken="apart"),
+    "shapestacks-toppled": ShapeStacks(broken="toppled"),
 }
 TRAINED_ON = ("objects-room", "shapestacks", "clevr6")
 """Data sets that are split; all others are for testing."""
