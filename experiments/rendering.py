@@ -10,6 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from pyro_lom.data.importers.block import genesis_splits
+from pyro_lom.data.renderers.clevr6 import Clevr6
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
 from pyro_lom.data.renderers.pool import RenderPool
 from pyro_lom.data.renderers.renderer import Renderer
@@ -26,6 +27,7 @@ RENDERERS: dict[str, Renderer] = {
     "shapestacks-floating": ShapeStacks(broken="floating"),
     "shapestacks-apart": ShapeStacks(broken="apart"),
     "shapestacks-toppled": ShapeStacks(broken="toppled"),
+    "clevr6": Clevr6(),
 }
 TRAINED_ON = ("objects-room", "shapestacks", "clevr6")
 """Data sets that are split; all others are for testing."""

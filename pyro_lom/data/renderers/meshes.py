@@ -53,3 +53,41 @@ def _tiled(around: int, across: int) -> Int[np.ndarray, "triangles 3"]:
     c, d = (a + 1) % around, (b + 1) % across
     corners = [a * across + b, c * across + b, c * across + d, a * across + d]
     return np.concatenate([np.stack([corners[k] for k in order], 1) for order in ((0, 2, 1), (0, 3, 2))])
+
+
+def rounded_cube(bevel: float = 0.12, steps: int = 5) -> tuple[Float[np.ndarray, "vertices 3"], ...]:
+    """From -1 to 1, with edges rounded by `bevel`. Returns vertices, their normals, and triangles."""
+    tilt, side = np.repeat([-1, 1], steps), np.concatenate([np.linspace(-1, 0, steps), np.linspace(0, 1, steps)])
+    u, v = np.meshgrid(side, side, indexing="ij")
+    corner_u, corner_v = np.meshgrid(tilt, tilt, indexing="ij")
+    normals, corners, triangles = [], [], []
+    for axis in range(3):
+        for sign in (-1, 1):
+            roll = np.roll(np.arange(3), axis)
+            towards = np.stack([np.full_like(u, sign), u, v], -1)[..., np.argsort(roll)]
+            corner = np.stack([np.full_like(u, sign), corner_u, corner_v], -1)[..., np.argsort(roll)]
+            corners.append(corner.reshape(-1, 3))
+            normals.append((towards / np.linalg.norm(towards, axis=-1, keepdims=True)).reshape(-1, 3))
+            triangles.append(_grid(2 * steps, 2 * steps)[:, ::sign] + (2 * axis + (sign + 1) // 2) * 4 * steps**2)
+    normals, corners = np.concatenate(normals), np.concatenate(corners)
+    return (1 - bevel) * corners + bevel * normals, normals, np.concatenate(triangles)
+
+
+def rounded_cylinder(bevel: float = 0.1, sides: int = 64, steps: int = 5) -> tuple[np.ndarray, ...]:
+    """Radius 1 about z, from -1 to 1, with edges rounded by `bevel`. Returns vertices, their normals, and triangles."""
+    angle = np.linspace(-np.pi / 2, 0, steps)
+    angle = np.concatenate([[-np.pi / 2], angle, angle + np.pi / 2, [np.pi / 2]])
+    out, up = np.cos(angle), np.sin(angle)
+    radius = np.concatenate([[0], 1 - bevel + bevel * out[1:-1], [0]])
+    height = np.repeat([-1, 1], steps + 1) * (1 - bevel) + bevel * up
+    around = 2 * np.pi * np.arange(sides + 1) / sides
+    cos, sin = np.cos(around)[:, None], np.sin(around)[:, None]
+    vertices = np.stack(np.broadcast_arrays(radius * cos, radius * sin, height), -1)
+    normals = np.stack(np.broadcast_arrays(out * cos, out * sin, up), -1)
+    return vertices.reshape(-1, 3), normals.reshape(-1, 3), _grid(sides + 1, len(angle))
+
+
+def _grid(rows: int, columns: int) -> Int[np.ndarray, "triangles 3"]:
+    """Triangles between `rows` x `columns` vertices."""
+    a = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
+    return np.concatenate([np.stack([a, a + columns, a + columns + 1], 1), np.stack([a, a + columns + 1, a + 1], 1)])
