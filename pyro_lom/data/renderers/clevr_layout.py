@@ -71,7 +71,7 @@ class Layout(NamedTuple):
     def looks_towards(self, place: Float[np.ndarray, "3"]) -> bool:
         """Whether something at `place`, of half a unit or less to all sides, could be in the image."""
         right, down, ahead = self.axes @ (place - self.camera)
-        return ahead > -0.5 and max(abs(right), abs(down)) < np.tan(VIEW / 2) * ahead + 0.75
+        return bool(ahead > -0.5 and max(abs(right), abs(down)) < np.tan(VIEW / 2) * ahead + 0.75)
 
 
 def lay_out(rng: np.random.Generator) -> Layout:

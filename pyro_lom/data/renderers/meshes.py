@@ -1,5 +1,7 @@
-"""Shapes that MuJoCo has no primitive for, as vertices and triangles; about as large as a unit sphere about
-their middle, closed, and with triangles that turn left seen from outside."""
+"""Shapes as vertices and triangles: about as large as a unit sphere about their middle, and closed.
+
+Triangles turn left seen from outside.
+"""
 
 from itertools import combinations
 
@@ -7,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Mesh = tuple[Float[np.ndarray, "vertices 3"], Int[np.ndarray, "triangles 3"]]
+RoundedMesh = tuple[Float[np.ndarray, "vertices 3"], Float[np.ndarray, "vertices 3"], Int[np.ndarray, "triangles 3"]]
+"""Vertices, their normals, and triangles."""
 
 
 def cone(sides: int = 48) -> Mesh:
@@ -55,8 +59,8 @@ def _tiled(around: int, across: int) -> Int[np.ndarray, "triangles 3"]:
     return np.concatenate([np.stack([corners[k] for k in order], 1) for order in ((0, 2, 1), (0, 3, 2))])
 
 
-def rounded_cube(bevel: float = 0.12, steps: int = 5) -> tuple[Float[np.ndarray, "vertices 3"], ...]:
-    """From -1 to 1, with edges rounded by `bevel`. Returns vertices, their normals, and triangles."""
+def rounded_cube(bevel: float = 0.12, steps: int = 5) -> RoundedMesh:
+    """From -1 to 1, with edges rounded by `bevel`."""
     tilt, side = np.repeat([-1, 1], steps), np.concatenate([np.linspace(-1, 0, steps), np.linspace(0, 1, steps)])
     u, v = np.meshgrid(side, side, indexing="ij")
     corner_u, corner_v = np.meshgrid(tilt, tilt, indexing="ij")
@@ -73,8 +77,8 @@ def rounded_cube(bevel: float = 0.12, steps: int = 5) -> tuple[Float[np.ndarray,
     return (1 - bevel) * corners + bevel * normals, normals, np.concatenate(triangles)
 
 
-def rounded_cylinder(bevel: float = 0.1, sides: int = 64, steps: int = 5) -> tuple[np.ndarray, ...]:
-    """Radius 1 about z, from -1 to 1, with edges rounded by `bevel`. Returns vertices, their normals, and triangles."""
+def rounded_cylinder(bevel: float = 0.1, sides: int = 64, steps: int = 5) -> RoundedMesh:
+    """Radius 1 about z, from -1 to 1, with edges rounded by `bevel`."""
     angle = np.linspace(-np.pi / 2, 0, steps)
     angle = np.concatenate([[-np.pi / 2], angle, angle + np.pi / 2, [np.pi / 2]])
     out, up = np.cos(angle), np.sin(angle)

@@ -7,9 +7,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -46,13 +46,8 @@ class RenderPool:
     def __enter__(self) -> "RenderPool":
         spawn = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_end_with_parent)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
         try:
-            started = self._executor.submit(_open, self._renderer)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        try:
-            started.result()
+            self._submit(_open, self._renderer).result()
         except BrokenProcessPool as error:
             self.__exit__()
             raise UserError(f"{self._renderer.engine} ended the process that it was started in") from error
@@ -72,13 +67,19 @@ class RenderPool:
         """
         size, pending = self._renderer.block_size, deque()
         for start in range(rows.start, rows.stop, size):
-            pending.append(
-                self._executor.submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop)))
-            )
+            pending.append(self._submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop))))
             if len(pending) > 2 * self._workers:  # enough that none is idle while a block is being written
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def _submit(self, *task: Any) -> Future:
+        """Start a task, and a process for it unless one is idle."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits it
+        try:
+            return self._executor.submit(*task)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import weakref
 from types import ModuleType
@@ -24,13 +25,14 @@ def mujoco_with_gl() -> ModuleType:
     chosen = os.environ.get("MUJOCO_GL")
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa: a process a core, not a thread
     for backend in (chosen,) if chosen else _BACKENDS:
+        before = dict(os.environ)
         os.environ["MUJOCO_GL"] = backend  # read when mujoco is imported, and once only
         try:
             mujoco = importlib.import_module("mujoco")
-            mujoco.GLContext(8, 8).free()
+            View(mujoco, mujoco.MjModel.from_xml_string("<mujoco/>"), 8)
             return mujoco
-        except Exception:  # without a library mujoco raises AttributeError, RuntimeError, ImportError or its own
-            _forget("mujoco", "OpenGL")
+        except Exception:  # without a library: AttributeError, RuntimeError, ImportError or MuJoCo's own
+            _forget_backend(before)
     wanted = f"MUJOCO_GL={chosen} does not work" if chosen else "neither EGL nor OSMesa works"
     raise UserError(
         f"MuJoCo cannot draw here: {wanted}; install a library for it: apt install libegl1 libgl1 (or libosmesa6)"
@@ -108,6 +110,12 @@ def _free(gl, context) -> None:
     gl.free()
 
 
-def _forget(*packages: str) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+def _forget_backend(environment: dict[str, str]) -> None:
+    """Undo what the import of one way to draw leaves behind, so that another can be tried."""
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        os.environ.pop(name, None)
+        if name in environment:
+            os.environ[name] = environment[name]
+    parts = re.compile(r"(OpenGL|mujoco\.(egl|osmesa|glfw|gl_context|rendering))(\.|$)|mujoco$")
+    for name in [name for name in sys.modules if parts.match(name)]:
         del sys.modules[name]
