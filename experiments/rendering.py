@@ -71,7 +71,7 @@ class Render:
             "--seed": self.seed,
             "--size": renderer.size,
         }
-        kept = 0
+        kept = None
         try:
             with RenderPool(renderer, self.workers) as pool, SceneWriter(self.out, made_by) as writer:
                 try:
@@ -80,7 +80,8 @@ class Render:
                     kept = writer.num_scenes
                 self._finish(writer, renderer)
         except KeyboardInterrupt:
-            print(f"{self.out}: {kept} scenes are kept; the same command goes on", file=sys.stderr)
+            if kept is not None:
+                print(f"{self.out}: {kept} scenes are kept; the same command goes on", file=sys.stderr)
             raise
         except BrokenProcessPool as error:
             raise UserError(
