@@ -17,21 +17,10 @@ from experiments import datasets, rendering
 from experiments.loading import _PUBLISHED
 from pyro_lom.data.hdf5 import read_scenes
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
-from pyro_lom.data.renderers.view import mujoco_with_gl
 from pyro_lom.data.writer import SceneWriter
-from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def mujoco():
-    """Tests are skipped where MuJoCo cannot draw."""
-    try:
-        return mujoco_with_gl()
-    except UserError as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture

@@ -1,26 +1,9 @@
-"""Engines that may not be here, and what must hold of every rendered scene."""
+"""What must hold of every rendered scene."""
 
 import numpy as np
 import pytest
 
 from pyro_lom.data.renderers.renderer import pixels_of
-from pyro_lom.data.renderers.view import mujoco_with_gl
-from pyro_lom.errors import UserError
-
-
-@pytest.fixture(scope="session")
-def mujoco():
-    """MuJoCo with OpenGL; tests are skipped where it is not."""
-    try:
-        return mujoco_with_gl()
-    except UserError as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.fixture(scope="session")
-def mitsuba():
-    """Mitsuba; tests are skipped where it is not."""
-    return pytest.importorskip("mitsuba", reason="Mitsuba is not installed: it comes with the extra clevr")
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_a_scene_does_not_depend_on_the_one_before(stacks):
         np.testing.assert_array_equal(render(0, index).image, stacks[index].image)
 
 
+@pytest.mark.usefixtures("mujoco")
 @pytest.mark.parametrize("broken", ["floating", "apart", "toppled"])
 def test_broken_stacks(broken, hold_together):
     renderer = ShapeStacks(broken=broken)
