@@ -37,4 +37,5 @@ def mujoco():
 @pytest.fixture(scope="session")
 def mitsuba():
     """Mitsuba; tests are skipped where it is not."""
-    return pytest.importorskip("mitsuba", reason="Mitsuba is not installed: it comes with the extra clevr")
+    reason = "Mitsuba is not installed: it comes with the extra clevr"
+    return pytest.importorskip("mitsuba", reason=reason, exc_type=ImportError)
