@@ -36,7 +36,7 @@ Share = Annotated[float, Bound("0 or more and below 1", lambda number: 0 <= numb
 @dataclass(frozen=True)
 class Data:
     path: str = "data/towers.h5"
-    """HDF5 file, or folder of images; data/towers.h5 is made when it is missing or damaged."""
+    """HDF5 file, or folder of images; data/towers.h5 and data/towers-64.h5 are made when missing or damaged."""
     image_size: Count = 32
     """Height and width in pixels. A folder's images are cropped and resized to it; a file's must have it."""
 

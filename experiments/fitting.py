@@ -15,8 +15,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from experiments import cli
-from experiments.config import Config, Data, check, from_dict, to_dict
-from experiments.loading import read_data
+from experiments.config import Config, check, from_dict, to_dict
+from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import draw, summarise
 from experiments.systems import System, build_objective, build_phases, build_system
@@ -152,7 +152,7 @@ def _fit(config: Config, options: Arguments) -> None:
 
 def _anchored(config: Config) -> Config:
     """With an absolute path to the user's data, so that the run can be resumed from any folder."""
-    if config.data == Data():
+    if config.data.path in EMBEDDED:
         return config
     return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
 

@@ -9,6 +9,9 @@ from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run, load_weights
 
+EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
+"""Files of the embedded data set, and the size of their images: made when they are missing."""
+
 _PUBLISHED = {
     "data/objects-room.h5": ("github.com/google-deepmind/multi_object_datasets", "objects_room_train.tfrecords"),
     "data/clevr6.h5": ("github.com/google-deepmind/multi_object_datasets", "clevr_with_masks_train.tfrecords"),
@@ -23,8 +26,8 @@ def read_data(data: Data) -> Scenes:
     Raises:
         UserError: they are missing, damaged, or not of the size asked for.
     """
-    if data == Data():
-        return ensure_towers(data.path)
+    if EMBEDDED.get(data.path) == data.image_size:
+        return ensure_towers(data.path, data.image_size)
     if data.path in _PUBLISHED and not Path(data.path).exists():
         raise UserError(f"the data set is missing: {data.path}. {_how_to_get(data.path)}")
     if Path(data.path).is_dir():

@@ -15,7 +15,7 @@ from pyro_lom.data.minibatches import float_images
 from pyro_lom.runs import Run
 
 CPU = torch.device("cpu")
-# What issue 2 promises, but for what the command adds: images_per_second, train_minutes, parameters and seed.
+# What a summary promises, but for what the command adds: images_per_second, train_minutes, parameters and seed.
 OF_ANY_SYSTEM = {"rmse_orderless", "kl_orderless", "fd_pca64_orderless_prior", "fd_pca64_shuffled_posterior"}
 OF_LABELS = {"ari_fg_encoder", "ari_fg_orderless", "ari_all_encoder", "ari_fg_kmeans_rgb", "ari_fg_untrained"}
 OF_TOWERS = {f"structure_{name}" for name in ("real", "cut_and_paste", "orderless_prior", "shuffled_posterior")}
