@@ -121,9 +121,6 @@ class Train:
     orderless_first: Share = 0.0
     """Share of the steps that trains the orderless pair alone, after which it stands still; 0 trains both at once, as
     in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
-    masks_still: Share = 0.0
-    """First share of those in which GENESIS-v2's masks stay as initialised, while the rest learns to use them
-    (departure for short trainings)."""
     ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
     ordered_rendered: Count | None = None

@@ -13,15 +13,16 @@ import tyro
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from tqdm import tqdm
 
 from experiments import cli
 from experiments.config import Config, check, from_dict, to_dict
 from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
-from experiments.summary import draw, summarise
+from experiments.summary import Reader, draw, summarise
 from experiments.systems import System, build_objective, build_phases, build_system
 from pyro_lom.data.hdf5 import Scenes
-from pyro_lom.data.minibatches import Minibatches
+from pyro_lom.data.minibatches import Minibatches, float_images
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
 from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
@@ -30,6 +31,7 @@ DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Prese
 Options override the preset's values, for trying things."""
 
 _HELD_OUT = 2048  # scenes that the numbers at the end of a run are of
+_TO_JUDGE_BINDING = 128  # scenes that tell, while a run trains, whether slots bind
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,14 @@ def _fit(config: Config, options: Arguments) -> None:
 
     def tell(line: str) -> None:
         if fabric.is_global_zero:
-            print(line, file=sys.stderr)
+            tqdm.write(line, file=sys.stderr)
             run.log(_stamped(line))
 
     def preview(step: int) -> None:
         draw(system, test, fabric.device, run, seed=config.seed, step=step)
+        signs = Reader(system, fabric.device).binding(float_images(test.images[:_TO_JUDGE_BINDING]))
+        if complaint := signs and signs.complaint():
+            tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
 
     trainer = Trainer(
         fabric,

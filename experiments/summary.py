@@ -17,6 +17,7 @@ from pyro_lom.data.minibatches import float_images
 from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.interpolation import slerp
 from pyro_lom.metrics.ari import mean_ari
+from pyro_lom.metrics.binding import Binding, binding
 from pyro_lom.metrics.frechet import PixelPCA, fd_pca
 from pyro_lom.metrics.kmeans import kmeans_rgb
 from pyro_lom.metrics.structure import cut_and_paste, structure_accuracy
@@ -69,6 +70,11 @@ class Reader:
     def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
         parts = [self.system.orderless.guide.infer(batch.to(self.device)) for batch in images.split(_BATCH)]
         return OrderlessPosterior(*(None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)))
+
+    def binding(self, images: Float[Tensor, "B C H W"]) -> Binding | None:
+        """Signs of whether slots bind to things, from the encoder's masks; None where a system has none."""
+        first, second = (self.infer(images).log_masks for _ in range(2))
+        return None if first is None else binding(first, second)
 
     @torch.no_grad()
     def reconstruct(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> Rendering:
@@ -164,12 +170,15 @@ def summarise(
     summary["ari_fg_ordered"] = ari(by_ordered and _segments(by_ordered.log_masks), foreground)
     summary["ari_all_encoder"] = ari(encoder, 0)
     num_slots = system.orderless.model.num_slots
-    few = min(len(images), 500)  # k-means is slow, and steady
+    few = min(len(images), 500)  # enough for what is slow, and steady
     summary["ari_fg_kmeans_rgb"] = None
     if labels is not None:
         summary["ari_fg_kmeans_rgb"] = mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], foreground)
     untrained_masks = Reader(untrained, device).infer(images).log_masks
     summary["ari_fg_untrained"] = ari(_segments(untrained_masks), foreground)
+
+    signs = reader.binding(images[:few])
+    summary |= {f"binding_{name}": signs and getattr(signs, name) for name in Binding._fields}
 
     summary["rmse_orderless"] = _rmse(by_orderless.image, images)
     summary["rmse_ordered"] = by_ordered and _rmse(by_ordered.image, images)

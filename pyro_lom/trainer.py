@@ -24,8 +24,8 @@ from pyro_lom.types import OrderlessPosterior
 class Phase:
     """A stretch of training. The paper has one, of both pairs; a short training may take the pairs in turn.
 
-    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `enter` runs whenever the phase
-    is entered, also by a run that resumes within it; `prepare` runs once, at its first step.
+    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `prepare` runs once, at the
+    phase's first step.
     """
 
     steps: int
@@ -34,7 +34,6 @@ class Phase:
     warmup_steps: int = 0  # linear, from 0
     decay: Literal["none", "linear", "halving"] = "none"
     pairs: tuple[str, ...] | None = None
-    enter: Callable[[], None] | None = None
     prepare: Callable[[], None] | None = None
 
     def learning_rate_at(self, step: int) -> float:
@@ -144,8 +143,6 @@ class Trainer:
         names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
         for name, pair in self.objective.pairs.items():
             pair.requires_grad_(name in names)
-        if phase.enter is not None:
-            phase.enter()
         if self.step == start and phase.prepare is not None:
             phase.prepare()
         fabric = self.fabric

@@ -17,6 +17,7 @@ from pyro_lom.runs import Run
 CPU = torch.device("cpu")
 # What a summary promises, but for what the command adds: images_per_second, train_minutes, parameters and seed.
 OF_ANY_SYSTEM = {"rmse_orderless", "kl_orderless", "fd_pca64_orderless_prior", "fd_pca64_shuffled_posterior"}
+OF_ANY_SYSTEM |= {"binding_largest", "binding_stability", "binding_sameness"}
 OF_LABELS = {"ari_fg_encoder", "ari_fg_orderless", "ari_all_encoder", "ari_fg_kmeans_rgb", "ari_fg_untrained"}
 OF_TOWERS = {f"structure_{name}" for name in ("real", "cut_and_paste", "orderless_prior", "shuffled_posterior")}
 OF_A_LOM = {"rmse_ordered", "kl_scene", "kl_slots", "kl_slots_other_scene", "fd_pca64_samples"}
