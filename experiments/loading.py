@@ -1,5 +1,6 @@
 """From names on disk to objects: the scenes of a configuration, and the system of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config import Config, Data, from_dict
@@ -47,6 +48,22 @@ def _how_to_get(path: str) -> str:
         f"Import what {place} publishes: python experiments/data.py import {name} {source} {path} | or name your own "
         "with --data.path"
     )
+
+
+def check_runs(folders: Sequence[Path], command: str) -> None:
+    """Refuse what `load_run` would, but for their data, before time is spent on the first of many.
+
+    Raises:
+        UserError: there are none, one is given twice, is no run, or has no checkpoint that can be read.
+    """
+    if not folders:
+        raise UserError(f"name one or more run folders: {command} runs/00000-...")
+    for number, folder in enumerate(folders):
+        run = Run.open(folder)
+        from_dict(run.read_json("config.json"), place=f"{folder}/config.json")
+        run.load_checkpoint()
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise UserError(f"{folder} is named twice: name each run once")
 
 
 def load_run(folder: str | Path) -> tuple[Config, System, Scenes]:

@@ -18,7 +18,8 @@ from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.interpolation import slerp
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.binding import Binding, binding
-from pyro_lom.metrics.frechet import PixelPCA, fd_pca
+from pyro_lom.metrics.features import PixelPCA
+from pyro_lom.metrics.frechet import frechet_distance, moments
 from pyro_lom.metrics.kmeans import kmeans_rgb
 from pyro_lom.metrics.structure import cut_and_paste, structure_accuracy
 from pyro_lom.runs import Run
@@ -205,10 +206,11 @@ def summarise(
         summary["structure_cut_and_paste"] = stands(cut_and_paste(real))
         for name, scene_images in generated.items():
             summary[f"structure_{name}"] = None if scene_images is None else stands(scene_images.numpy())
-    pca = PixelPCA.fit(images, min(64, len(images) - 1)) if len(images) > 1 else None
+    pca = PixelPCA(images) if len(images) > PixelPCA.NUM_COMPONENTS else None
+    real = pca and moments([images], pca)
     for name in ("samples", "orderless_prior", "shuffled_posterior"):
         known = pca and generated[name] is not None
-        summary[f"fd_pca64_{name}"] = fd_pca(images, generated[name], pca) if known else None
+        summary[f"fd_pca64_{name}"] = frechet_distance(real, moments([generated[name]], pca)) if known else None
     return {name: value if value is not None and math.isfinite(value) else None for name, value in summary.items()}
 
 

@@ -32,7 +32,7 @@ from pyro_lom.runs import Run
 
 ROOT = Path(__file__).parents[2]
 RUN = "00000-lom-genesis-v2-towers-seed0"
-FINITE = {"ari_fg_encoder", "rmse_ordered", "kl_slots", "structure_samples", "fd_pca64_samples", "train_minutes"}
+FINITE = {"ari_fg_encoder", "rmse_ordered", "kl_slots", "structure_samples", "train_minutes"}
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_very_few_scenes_are_enough(num_scenes, num_test, fit, tiny, towers, tmp
     assert code == 0, err
     text = Path(f"runs/{RUN}/summary.json").read_text()
     assert not re.search("NaN|Infinity", text)
-    assert (json.loads(text)["fd_pca64_samples"] is None) == (num_test == 1)
+    assert json.loads(text)["fd_pca64_samples"] is None
 
 
 @pytest.mark.parametrize(
