@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from pyro_lom.errors import UserError
@@ -70,6 +71,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         _leave(str(error), 1)
     except Interrupted as stop:
         _leave(str(stop), 128 + stop.signal_number)
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, on the CPU of no class of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        _leave("out of memory: take smaller batches, images or networks (see --help)", 2)
     except KeyboardInterrupt:  # outside of training
         _leave("stopped by SIGINT", 128 + signal.SIGINT)
     except BrokenPipeError:  # who read our output has gone: `fit.py --dry-run | head`

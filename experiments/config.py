@@ -125,8 +125,6 @@ class Train:
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
     ordered_rendered: Count | None = None
     """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
-    ordered_learning_rate: Positive | None = None
-    """Learning rate after the orderless pair was trained first; learning_rate when not given."""
     free_nats_per_dim: NotNegative = 0.25
     """lambda / Ds: floor of the KL of each scene, in nats per dimension of s (Eq. 26, A.4.2)."""
     final_free_nats_per_dim: NotNegative = 0.167

@@ -207,6 +207,7 @@ _TABLE = (
     ("  k-means on raw RGB; the untrained guide", "ari_fg_kmeans_rgb", "ari_fg_untrained"),
     ("  the decoders' masks, orderless; ordered", "ari_fg_orderless", "ari_fg_ordered"),
     ("reconstruction: RMSE, orderless; ordered", "rmse_orderless", "rmse_ordered"),
+    ("  share of the pixels' variance explained", "explained_variance_orderless", "explained_variance_ordered"),
     ("slot KL, nats: own scene; another scene", "kl_slots", "kl_slots_other_scene"),
     ("scene KL; orderless KL, nats", "kl_scene", "kl_orderless"),
     ("structure: samples at tau 0.8; at tau 1", "structure_samples", "structure_samples_tau1"),

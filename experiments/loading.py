@@ -77,6 +77,6 @@ def load_run(folder: str | Path) -> tuple[Config, System, Scenes]:
     scenes = read_data(config.data)
     system = build_system(config, scenes.image_shape)
     objective = build_objective(config, system, scenes.image_shape)
-    load_weights(objective, run.load_checkpoint()[0], run.folder)
+    load_weights(objective, run.load_checkpoint()[1], run.folder)
     objective.eval()
     return config, system, scenes

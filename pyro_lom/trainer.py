@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
-from pyro_lom.runs import Run, load_weights
+from pyro_lom.runs import Progress, Run, load_weights
 from pyro_lom.types import OrderlessPosterior
 
 
@@ -104,9 +104,9 @@ class Trainer:
     def resume(self) -> None:
         """Take up the run's last checkpoint; a run that was killed before its first begins again."""
         if self.run.checkpoints():
-            weights, self._optimizer_tensors, state = self.run.load_checkpoint()
+            progress, weights, self._optimizer_tensors = self.run.load_checkpoint()
             load_weights(self.objective, weights, self.run.folder)
-            self.step, self.seconds, self.images_seen = state["step"], state["seconds"], state["images_seen"]
+            self.step, self.seconds, self.images_seen = progress
         if self.fabric.is_global_zero:
             self.run.truncate_metrics(self.step)
 
@@ -295,12 +295,7 @@ class Trainer:
             if not torch.isfinite(tensor).all():
                 self._give_up(f"the weights are not finite: {name} became NaN or infinite by step {self.step}")
         if self.fabric.is_global_zero:
-            self.run.save_checkpoint(
-                self.step,
-                weights,
-                tensors,
-                {"seconds": self.seconds, "images_seen": self.images_seen},
-            )
+            self.run.save_checkpoint(Progress(self.step, self.seconds, self.images_seen), weights, tensors)
 
 
 def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ from experiments.datasets import Command
 from pyro_lom import runs
 from pyro_lom import trainer as trainer_module
 from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.metrics.binding import Binding
 from pyro_lom.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,19 @@ def test_it_ends_with_a_table_and_the_pictures(fit, tiny, tmp_path):
     assert err.startswith(f"{folder}: genesis-v2-towers, seed 4, 6 steps\n")
 
 
+def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(fitting.Reader, "binding", lambda reader, images: Binding(1.0, 1.0, 1.0))
+    code, _, err = fit(*tiny, "--train.preview-every", "2")
+    assert code == 0
+    lines = [
+        f"warning: after step {step} one slot takes everything (100% of the pixels); try another --seed or a smaller "
+        "--model.slot-dim"
+        for step in (2, 4, 6)
+    ]
+    assert [line for line in err.splitlines() if line.startswith("warning")] == lines
+    assert all(line in Path(f"runs/{RUN}/log.txt").read_text() for line in lines)
+
+
 def test_runs_do_not_meet(fit, tiny, tmp_path):
     for seed in ("0", "0", "1"):
         assert fit(*tiny, "--train.steps", "1", "--seed", seed, "--runs-dir", "mine")[0] == 0
@@ -160,6 +174,7 @@ def test_grey_images(fit, tiny, towers, tmp_path):
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(kind, step, fit, tiny, finished, monkeypatch, tmp_path):
     preview = lambda *_, step, **options: step == stop_at and os.kill(os.getpid(), kind)  # noqa: E731
     stop_at = step
+    monkeypatch.setattr(fitting.Reader, "binding", lambda reader, images: None)  # no warnings in the log
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "draw", preview)
         code, out, err = fit(*tiny, "--train.preview-every", "1")
@@ -583,7 +598,7 @@ def test_two_processes_train_one_model(orderless_first, tiny, tmp_path):
     assert [row["step"] for row in Run(folder).metrics()] in ([2, 4, 6], [2, 3, 4, 6])
     assert done.stderr.count(f"{RUN}: lom-genesis-v2-towers") == 1
     assert (folder / "summary.json").exists()
-    assert Run(folder).load_checkpoint()[2]["images_seen"] == 6 * 4 * 2
+    assert Run(folder).load_checkpoint()[0].images_seen == 6 * 4 * 2
 
 
 @pytest.mark.slow
