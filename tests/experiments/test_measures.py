@@ -89,7 +89,7 @@ def test_slot_order(lom):
 
 def test_dci(lom):
     """Of slots that are the factors themselves, under masks that are the labels."""
-    labels, factors = np.asarray(lom.scenes.labels), lom.scenes.factors
+    labels, factors = np.array(lom.scenes.labels), lom.scenes.factors
     slots = torch.zeros(len(lom), 5, len(factors))
     slots[:, 2:] = torch.from_numpy(np.stack(list(factors.values()), axis=-1))
     lom.reading = Reading(slots, {"orderless": labels})
