@@ -13,7 +13,8 @@ from torch import Tensor
 from experiments import cli
 from experiments.config import Count, Share, check_bounds
 from experiments.held_out import SEED, HeldOut
-from experiments.summary import prior_scenes, render_scenes
+from experiments.summary import INTERPOLATION, interpolation_rows, prior_scenes, render_scenes
+from experiments.systems import Pair
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import read_rgb
@@ -54,50 +55,36 @@ def main(arguments: list[str]) -> None:
 
 
 def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
-    folder = held_out.run.figures
-    start, end = prior_scenes(held_out.system.ordered, 2 * options.num_paths).chunk(2)
-    _save_strip(folder / "interpolation.png", _rows(held_out, start, end, options.steps))
-    _save_there_and_back(folder / "interpolation.gif", held_out, start, end, options.frames)
-    walk = random_walk(start, 2 * options.frames, options.stride)
-    figures.save_gif(folder / "random-walk.gif", _film(held_out, walk))
+    pair, folder = held_out.system.ordered, held_out.run.figures
+    start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
+    figures.save_grid(folder / "interpolation.png", interpolation_rows(pair, start, end, options.steps), INTERPOLATION)
+    figures.save_gif(folder / "interpolation.gif", _there_and_back(pair, start, end, options.frames))
+    figures.save_gif(folder / "random-walk.gif", _film(pair, random_walk(start, 2 * options.frames, options.stride)))
     return [folder / name for name in ("interpolation.png", "interpolation.gif", "random-walk.gif")]
 
 
 def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
-    folder = held_out.run.figures
+    pair, folder = held_out.system.ordered, held_out.run.figures
     images = _images(options.between, held_out)
-    start, end = held_out.reader.latents(held_out.system.ordered, images, held_out.reader.infer(images))[0].split(1)
+    start, end = held_out.reader.latents(pair, images, held_out.reader.infer(images))[0].split(1)
     ends = torch.ones(options.steps, *images.shape[1:])
     ends[0], ends[-1] = images.cpu()
-    _save_strip(folder / "between.png", [("given", ends), *_rows(held_out, start, end, options.steps)])
-    _save_there_and_back(folder / "between.gif", held_out, start, end, options.frames)
+    rows = [("given", ends), *interpolation_rows(pair, start, end, options.steps)]
+    figures.save_grid(folder / "between.png", rows, INTERPOLATION)
+    figures.save_gif(folder / "between.gif", _there_and_back(pair, start, end, options.frames))
     return [folder / name for name in ("between.png", "between.gif")]
 
 
-def _rows(
-    held_out: HeldOut, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int
-) -> list[tuple[str, Tensor]]:
-    rows = []
-    for path in slerp(start, end, num).unbind(1):
-        rendering = render_scenes(held_out.system.ordered, path)
-        rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
-    return rows
+def _there_and_back(
+    pair: Pair, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int
+) -> Float[Tensor, "T _ H W"]:
+    there = _film(pair, slerp(start, end, num))
+    return torch.cat([there, there.flip(0)])
 
 
-def _save_strip(path: Path, rows: list[tuple[str, Tensor]]) -> None:
-    figures.save_grid(path, rows, "Along great circles of s, slots at their prior means")
-
-
-def _save_there_and_back(
-    path: Path, held_out: HeldOut, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int
-) -> None:
-    there = _film(held_out, slerp(start, end, num))
-    figures.save_gif(path, torch.cat([there, there.flip(0)]))
-
-
-def _film(held_out: HeldOut, scenes: Float[Tensor, "T P Ds"]) -> Float[Tensor, "T _ H W"]:
+def _film(pair: Pair, scenes: Float[Tensor, "T P Ds"]) -> Float[Tensor, "T _ H W"]:
     """Frames with every path side by side, masks below."""
-    rendering = render_scenes(held_out.system.ordered, scenes.flatten(0, 1))
+    rendering = render_scenes(pair, scenes.flatten(0, 1))
     images = rendering.image.expand(-1, 3, -1, -1)
     both = torch.cat([images, figures.colour_masks(rendering.log_masks)], dim=-2).unflatten(0, scenes.shape[:2])
     return torch.cat(both.unbind(1), dim=-1)

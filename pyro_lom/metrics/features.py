@@ -23,7 +23,7 @@ class PixelPCA:
     They are cheap and need no trained network.
 
     Raises:
-        UserError: there are fewer than 65 images.
+        UserError: there are fewer than 65 images, or they are all the same.
     """
 
     NUM_COMPONENTS = 64
@@ -34,6 +34,8 @@ class PixelPCA:
                 f"{self.NUM_COMPONENTS} principal components need at least {self.NUM_COMPONENTS + 1} images, not "
                 f"{len(images)}: use more images"
             )
+        if (images == images[:1]).all():
+            raise UserError(f"principal components need images that differ: all {len(images)} are the same")
         # arpack finds the exact components, the same ones every time, about as fast as the randomised solver, which is
         # one percent off at the last of them.
         self._pca = PCA(self.NUM_COMPONENTS, svd_solver="arpack", random_state=0)

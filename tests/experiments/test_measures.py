@@ -148,7 +148,7 @@ def test_with_one_object(lom):
 
 def test_constant_images(lom):
     with_scenes(lom, images=np.full_like(np.asarray(lom.scenes.images), 128))
-    for name in ("ari", "covering", "likelihood"):
+    for name in ("ari", "covering", "likelihood", "slot-order"):
         assert all(value is None or math.isfinite(value) for value in measure(name, lom, SETTINGS).values())
 
 

@@ -69,5 +69,5 @@ def test_columns_and_tables_without_numbers_are_left_out():
 
 def test_lines_are_of_one_length():
     text = table([row(0, 0, {"fd_pca64": 1.0, "structure": 0.5, "elbo_ordered": -1234.5})])
-    for part in text.split("\n\n"):
-        assert len({len(line) for line in part.splitlines()}) == 1
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 3 and all(len({len(line) for line in lines}) == 1 for lines in tables)

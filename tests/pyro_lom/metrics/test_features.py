@@ -43,6 +43,15 @@ class TestPixelPCA:
             PixelPCA(images[:64])
         assert PixelPCA(images[:65])(images[:2]).shape == (2, 64)
 
+    def test_images_that_are_all_the_same(self, images):
+        with pytest.raises(UserError, match="^principal components need images that differ: all 70 are the same$"):
+            PixelPCA(images[:1].expand(70, -1, -1, -1))
+
+    def test_images_of_fewer_kinds_than_components(self, images):
+        few = images[:13].repeat(6, 1, 1, 1)
+        pca = PixelPCA(few)
+        assert frechet_distance(moments([few], pca), moments([few], pca)) == pytest.approx(0, abs=1e-6)
+
 
 @pytest.fixture(scope="module")
 def net():
