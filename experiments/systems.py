@@ -74,7 +74,6 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
         matching=model.matching,
-        initial_scale=model.initial_scale,
     )
     return System(orderless, Pair(lom, guide))
 
