@@ -60,7 +60,6 @@ def lom_genesis_v2_towers() -> Config:
             decoder="separable",
             decoder_width=96,
             scene_dim=32,
-            num_encoder_blocks=1,
             transformer_mlp_ratio=4,
         ),
         train=Train(
