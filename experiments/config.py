@@ -78,8 +78,6 @@ class Model:
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
     transformer_mlp_ratio: Count = 1
     """Hidden units of their perceptrons for each feature of a token; 1 in the paper (A.1)."""
-    initial_scale: Positive | None = None
-    """Standard deviation that the LOM's posteriors start near (departure for short trainings); 0.69 when not given."""
     matching: Literal["greedy", "hungarian"] = "greedy"
     """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
 

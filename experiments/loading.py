@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from experiments.config import Config, Data, from_dict
 from experiments.systems import System, build_objective, build_system
 from pyro_lom.data.hdf5 import Scenes, read_scenes
@@ -66,8 +68,10 @@ def check_runs(folders: Sequence[Path], command: str) -> None:
             raise UserError(f"{folder} is named twice: name each run once")
 
 
-def load_run(folder: str | Path) -> tuple[Config, System, Scenes]:
+def load_run(folder: str | Path, *, scene_prior: nn.Module | None = None) -> tuple[Config, System, Scenes]:
     """The configuration, the trained system (on the CPU, in evaluation mode) and the scenes of a run.
+
+    A run that was trained with a `scene_prior` of one's own needs one of the same kind, whose weights it loads.
 
     Raises:
         UserError: the folder is no run, its last checkpoint is damaged, or its data are gone.
@@ -75,7 +79,7 @@ def load_run(folder: str | Path) -> tuple[Config, System, Scenes]:
     run = Run.open(Path(folder))
     config = from_dict(run.read_json("config.json"), place=f"{folder}/config.json")
     scenes = read_data(config.data)
-    system = build_system(config, scenes.image_shape)
+    system = build_system(config, scenes.image_shape, scene_prior=scene_prior)
     objective = build_objective(config, system, scenes.image_shape)
     load_weights(objective, run.load_checkpoint()[1], run.folder)
     objective.eval()

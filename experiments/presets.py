@@ -47,8 +47,8 @@ def lom_genesis_v2_towers() -> Config:
 
     Departures from the paper: small networks, with a separable decoder, pooling of moments, and wide perceptrons in
     the Transformers; slots so small that two objects hardly fit into one; the orderless pair trained first; part of a
-    batch rendered; a target-relative GECO that starts at a small multiplier; narrow posteriors to start with; a scene
-    KL of 0.45 nats per dimension for free; a learning rate twenty times as large, which decays; clipped gradients.
+    batch rendered; a target-relative GECO that starts at a small multiplier; a scene KL of 0.45 nats per dimension for
+    free; a learning rate twenty times as large, which decays; clipped gradients.
     """
     return Config(
         preset="lom-genesis-v2-towers",
@@ -60,9 +60,7 @@ def lom_genesis_v2_towers() -> Config:
             decoder="separable",
             decoder_width=96,
             scene_dim=32,
-            num_encoder_blocks=1,
             transformer_mlp_ratio=4,
-            initial_scale=0.13,
         ),
         train=Train(
             steps=9000,

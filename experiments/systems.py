@@ -39,8 +39,8 @@ class System(NamedTuple):
         return self.ordered or self.orderless
 
 
-def build_system(config: Config, image_shape: ImageShape) -> System:
-    """The models and guides of a configuration for images (C, H, W).
+def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Module | None = None) -> System:
+    """The models and guides of a configuration for images (C, H, W); `scene_prior` takes the place of its own.
 
     Raises:
         UserError: the configuration and the images do not go together.
@@ -63,7 +63,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
-        scene_prior=SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
+        scene_prior=scene_prior or SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
         num_rendered=config.train.ordered_rendered,
     )
     guide = LatentObjectGuide(
@@ -74,7 +74,6 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
         matching=model.matching,
-        initial_scale=model.initial_scale,
     )
     return System(orderless, Pair(lom, guide))
 

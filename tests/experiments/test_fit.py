@@ -17,17 +17,23 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from experiments import cli, fitting
 from experiments.datasets import Command
+from experiments.loading import load_run
+from experiments.presets import preset
 from pyro_lom import runs
 from pyro_lom import trainer as trainer_module
 from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import Binding
 from pyro_lom.runs import Run
 
@@ -240,6 +246,45 @@ def test_the_first_bad_number_ends_the_run(fit, tiny, monkeypatch, tmp_path):
     )
     assert Path(f"runs/{RUN}/log.txt").read_text().rstrip().endswith(line.removeprefix("error: "))
     assert all(torch.isfinite(tensor).all() for tensor in weights_of(Path(f"runs/{RUN}")).values())
+
+
+class MixturePrior(nn.Module):
+    """A prior that the project does not know, as the README has it."""
+
+    def __init__(self, num_components, scene_dim):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(num_components, scene_dim))
+
+    def forward(self):
+        components = dist.Normal(self.loc, 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+def test_a_scene_prior_of_ones_own(tiny, tmp_path):
+    config = cli.parse(fitting.Arguments, tiny, default=fitting.Arguments(preset("demo")), prog="", description="")
+    prior = MixturePrior(3, 32)
+    before = prior.loc.detach().clone()
+    run = fitting.fit(config.config, scene_prior=prior, runs_dir=tmp_path)
+    assert not torch.equal(prior.loc, before)
+    _, system, _ = load_run(run.folder, scene_prior=MixturePrior(3, 32))
+    assert torch.equal(system.final.model.scene_prior.loc, prior.loc)
+    with pytest.raises(UserError, match="is of another architecture: at '.*scene_prior"):
+        load_run(run.folder)
+    assert pyro.infer.is_validation_enabled()
+
+
+class LaplacePrior(nn.Module):
+    def forward(self):
+        return dist.Laplace(torch.zeros(32), 1.0).to_event(1)
+
+
+def test_a_prior_without_temperature_fails_at_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = cli.parse(fitting.Arguments, tiny, default=fitting.Arguments(preset("demo")), prog="", description="")
+    with pytest.raises(NotImplementedError, match="no temperature for Laplace: register one with"):
+        fitting.fit(config.config, scene_prior=LaplacePrior())
+    assert not (tmp_path / "runs").exists()
 
 
 # What it refuses: one line, exit code 2, no run folder.
