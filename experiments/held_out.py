@@ -20,7 +20,7 @@ from pyro_lom.runs import Run
 from pyro_lom.types import OrderlessPosterior, Rendering
 
 SEED = 0  # of everything random: a number does not depend on which others are asked for
-BATCH = 128
+BATCH = 32  # a bound on memory, of the paper's decoders above all
 _MEMORY = "evaluation.json"
 
 Values = dict[str, float | None]

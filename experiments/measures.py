@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.held_out import SEED, HeldOut, Values, progress, segment
+from experiments.held_out import BATCH, SEED, HeldOut, Values, progress, segment
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.ari import mean_ari
@@ -30,7 +30,6 @@ from pyro_lom.metrics.structure import flood_fill, towers_stand
 _SCENES_AT_ONCE = 512  # tables of pixel counts are in float64
 _DCI_SCENES = 1000
 _PCA_SCENES = 2048  # a bound on memory
-_LIKELIHOOD_BATCH = 25
 
 
 def ari(held_out: HeldOut) -> Values:
@@ -140,8 +139,8 @@ def likelihood(held_out: HeldOut, *, likelihood_images: int, likelihood_samples:
     torch.manual_seed(SEED)
     for name, pair in held_out.pairs.items():
         bounds = [
-            importance_weighted(*pair, few[first : first + _LIKELIHOOD_BATCH].to(held_out.device), likelihood_samples)
-            for first in progress(range(0, len(few), _LIKELIHOOD_BATCH), f"log p(x), {name}")
+            importance_weighted(*pair, few[first : first + BATCH].to(held_out.device), likelihood_samples)
+            for first in progress(range(0, len(few), BATCH), f"log p(x), {name}")
         ]
         values[f"log_likelihood_{name}"] = torch.cat(bounds).double().mean().item()
     return values

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Bound, Count, Positive, check_bounds
-from experiments.held_out import HeldOut, Values
+from experiments.held_out import SEED, HeldOut, Values
 from experiments.loading import check_runs
 from experiments.measures import frechet_distances, pixel_pca
+from experiments.summary import sample_scenes
 from experiments.tables import Row, by_configuration, grid, spread
 from pyro_lom import figures
+from pyro_lom.data.minibatches import float_images
 from pyro_lom.metrics.features import EfficientNetLite0
 from pyro_lom.types import Rendering
 
@@ -66,7 +68,8 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     paths = []
     for name, pair in reversed(held_out.pairs.items()):
         tau, num = options.temperature, options.num_scenes
-        samples = next(held_out.samples(pair, max(_MEAN_OF, num), tau, "sampling"))
+        torch.manual_seed(SEED)
+        samples = sample_scenes(pair, max(_MEAN_OF, num), tau)
         paths.append(held_out.run.figures / f"samples-{name}-slots.png")
         means = [samples.image.mean(0), torch.ones_like(samples.image[0]), *figures.single_slots(samples).mean(0)]
         rows = _rows(Rendering(*(part[:num] for part in samples)))
@@ -78,10 +81,12 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
 
 def _reconstructions(held_out: HeldOut) -> Path:
     scenes = held_out.scenes
-    images, orderless = next(held_out.inferred(scenes.images, "reconstructing"))
+    torch.manual_seed(SEED)
+    images = float_images(scenes.images)
+    orderless = held_out.reader.infer(images)
     rows = [("input", images)]
     if scenes.labels is not None:
-        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels[: len(images)])).long())))
+        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels)).long())))
     if orderless.log_masks is not None:
         rows.append(("encoder's masks", figures.colour_masks(orderless.log_masks)))
     for name, pair in held_out.pairs.items():
