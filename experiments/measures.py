@@ -115,7 +115,9 @@ def disentanglement(held_out: HeldOut) -> Values:
     labels = _labels(held_out)[few]
     num_objects = int(labels.max()) + 1 - scenes.num_background
     # Fewer columns than objects hold what is said of a scene as a whole, such as whether a stack stands.
-    of_objects = {name: np.asarray(values[few]) for name, values in scenes.factors.items() if values.shape[1] >= num_objects}
+    of_objects = {
+        name: np.asarray(values[few]) for name, values in scenes.factors.items() if values.shape[1] >= num_objects
+    }
     if not of_objects:
         raise UserError("DCI needs factors/<name> of objects in the data set, and it has none")
     codes, factors = match_objects(
