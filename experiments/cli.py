@@ -11,8 +11,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from pyro_lom.errors import UserError
@@ -34,6 +36,16 @@ def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, de
         if leaving.code in (0, None):  # --help
             raise
         raise UserError(f"{_one_line(said.getvalue())} (see {prog} --help)") from None
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a file to write that has no place, before anything is computed.
+
+    Raises:
+        UserError: `path` is a folder, or is in none that is there.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"--output {path}: name a file in a folder that is there")
 
 
 def _one_line(box: str) -> str:
@@ -59,6 +71,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         _leave(str(error), 1)
     except Interrupted as stop:
         _leave(str(stop), 128 + stop.signal_number)
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, on the CPU of no class of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        _leave("out of memory: take smaller batches, images or networks (see --help)", 2)
     except KeyboardInterrupt:  # outside of training
         _leave("stopped by SIGINT", 128 + signal.SIGINT)
     except BrokenPipeError:  # who read our output has gone: `fit.py --dry-run | head`

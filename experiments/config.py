@@ -36,7 +36,7 @@ Share = Annotated[float, Bound("0 or more and below 1", lambda number: 0 <= numb
 @dataclass(frozen=True)
 class Data:
     path: str = "data/towers.h5"
-    """HDF5 file, or folder of images; data/towers.h5 is made when it is missing or damaged."""
+    """HDF5 file, or folder of images; data/towers.h5 and data/towers-64.h5 are made when missing or damaged."""
     image_size: Count = 32
     """Height and width in pixels. A folder's images are cropped and resized to it; a file's must have it."""
 
@@ -78,8 +78,6 @@ class Model:
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
     transformer_mlp_ratio: Count = 1
     """Hidden units of their perceptrons for each feature of a token; 1 in the paper (A.1)."""
-    initial_scale: Positive | None = None
-    """Standard deviation that the LOM's posteriors start near (departure for short trainings); 0.69 when not given."""
     matching: Literal["greedy", "hungarian"] = "greedy"
     """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
 
@@ -121,15 +119,10 @@ class Train:
     orderless_first: Share = 0.0
     """Share of the steps that trains the orderless pair alone, after which it stands still; 0 trains both at once, as
     in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
-    masks_still: Share = 0.0
-    """First share of those in which GENESIS-v2's masks stay as initialised, while the rest learns to use them
-    (departure for short trainings)."""
     ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
     ordered_rendered: Count | None = None
     """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
-    ordered_learning_rate: Positive | None = None
-    """Learning rate after the orderless pair was trained first; learning_rate when not given."""
     free_nats_per_dim: NotNegative = 0.25
     """lambda / Ds: floor of the KL of each scene, in nats per dimension of s (Eq. 26, A.4.2)."""
     final_free_nats_per_dim: NotNegative = 0.167
@@ -208,6 +201,18 @@ def check_bounds(options: Any) -> None:
         for bound in _bounds(hint):
             if value is not None and not bound.holds(value):
                 raise UserError(f"--{name} is {value}: it must be {bound.words}")
+
+
+def overrides(config: Any, default: Any) -> list[str]:
+    """The options that make one configuration of another."""
+    words = []
+    for (name, value, _), (_, base, _) in zip(_fields(config), _fields(default), strict=True):
+        section, _, field = f"--{name}".rpartition(".")
+        if value is False and base is True:
+            words += [f"{section}.no-{field}" if section else f"--no-{name}"]
+        elif value != base:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

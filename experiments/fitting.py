@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,15 +14,15 @@ import tyro
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, Data, check, from_dict, to_dict
-from experiments.loading import read_data
+from experiments.config import Config, check, from_dict, to_dict
+from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
-from experiments.summary import draw, summarise
-from experiments.systems import System, build_objective, build_phases, build_system
-from pyro_lom.data.hdf5 import Scenes
-from pyro_lom.data.minibatches import Minibatches
+from experiments.summary import TEMPERATURE, Reader, draw, sample_scenes, summarise
+from experiments.systems import build_objective, build_phases, build_system
+from pyro_lom.data.minibatches import Minibatches, float_images
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
 from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
@@ -30,6 +31,7 @@ DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Prese
 Options override the preset's values, for trying things."""
 
 _HELD_OUT = 2048  # scenes that the numbers at the end of a run are of
+_TO_JUDGE_BINDING = 128  # scenes that tell, while a run trains, whether slots bind
 
 
 @dataclass(frozen=True)
@@ -62,40 +64,55 @@ def main(arguments: list[str]) -> None:
             f"--train.geco.target {config.train.geco.target} would not count beside --train.geco.target-rmse "
             f"{config.train.geco.target_rmse}: change that one, or pass --train.geco.target-rmse None"
         )
-    check(config)
-    if options.devices < 1:
-        raise UserError(f"--devices is {options.devices}: name 1 device or more")
     if options.dry_run:
         _print_plan(config)
         return
-    _fit(config, options)
+    fit(config, devices=options.devices, resume=options.resume, runs_dir=options.runs_dir)
 
 
-def _fit(config: Config, options: Arguments) -> None:
+@pyro.validation_enabled(False)  # a NaN is reported by the trainer, by site and step
+def fit(
+    config: Config,
+    *,
+    scene_prior: nn.Module | None = None,
+    devices: int = 1,
+    resume: Path | None = None,
+    runs_dir: Path = Path("runs"),
+) -> Run:
+    """Train a configuration, as the command does; `scene_prior` takes the place of the one that it names.
+
+    Raises:
+        UserError: options, data or files do not go together, or cannot be written.
+        NotImplementedError: there is no rule of temperature for a distribution of `scene_prior`.
+        Interrupted, NonFiniteLoss: as `Trainer.fit`.
+    """
     # Everything that can be refused is, before processes are launched and a run folder is made.
+    check(config)
+    if devices < 1:
+        raise UserError(f"--devices is {devices}: name 1 device or more")
     scenes = read_data(config.data)
     train = scenes.split("train")
     test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
     torch.manual_seed(config.seed)
-    system = build_system(config, scenes.image_shape)
+    system = build_system(config, scenes.image_shape, scene_prior=scene_prior)
     objective = build_objective(config, system, scenes.image_shape)
-    untrained = _untrained(config, scenes)
+    untrained = deepcopy(system)  # what data and initialisation alone achieve
+    sample_scenes(system.final, 1, TEMPERATURE)  # a prior that knows no temperature fails here, not after hours
     phases = build_phases(config, system)
     for phase in phases:
-        Minibatches(train.images, phase.batch_size, config.seed, world_size=options.devices)
+        Minibatches(train.images, phase.batch_size, config.seed, world_size=devices)
     try:
-        fabric = Fabric(accelerator="auto", devices=options.devices, precision=config.train.precision)
+        fabric = Fabric(accelerator="auto", devices=devices, precision=config.train.precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise UserError(f"--devices {options.devices} cannot be had: {error}") from error
+        raise UserError(f"--devices {devices} cannot be had: {error}") from error
     fabric.launch()
-    pyro.enable_validation(False)  # a NaN is reported by the trainer, by site and step
     fabric.to_device(objective)
 
-    if options.resume is not None:
-        run = Run.open(options.resume)
+    if resume is not None:
+        run = Run.open(resume)
     else:
         run = (
-            Run.create(options.runs_dir, f"{config.preset}-seed{config.seed}", to_dict(_anchored(config)))
+            Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(_anchored(config)))
             if fabric.is_global_zero
             else None
         )
@@ -103,11 +120,14 @@ def _fit(config: Config, options: Arguments) -> None:
 
     def tell(line: str) -> None:
         if fabric.is_global_zero:
-            print(line, file=sys.stderr)
+            tqdm.write(line, file=sys.stderr)
             run.log(_stamped(line))
 
     def preview(step: int) -> None:
         draw(system, test, fabric.device, run, seed=config.seed, step=step)
+        signs = Reader(system, fabric.device).binding(float_images(test.images[:_TO_JUDGE_BINDING]))
+        if complaint := signs and signs.complaint():
+            tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
 
     trainer = Trainer(
         fabric,
@@ -122,7 +142,7 @@ def _fit(config: Config, options: Arguments) -> None:
         preview_every=config.train.preview_every,
         preview=preview,
     )
-    if options.resume is not None:
+    if resume is not None:
         trainer.resume()
     done = f", {trainer.step} of them done" if trainer.step else ""
     tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{done}")
@@ -135,7 +155,7 @@ def _fit(config: Config, options: Arguments) -> None:
         raise
     tell("evaluating ...")
     if not fabric.is_global_zero:
-        return
+        return run
     for program in (*untrained.orderless, *(untrained.ordered or ())):
         program.to(fabric.device)
     summary = summarise(system, untrained, test, fabric.device, seed=config.seed)
@@ -148,20 +168,14 @@ def _fit(config: Config, options: Arguments) -> None:
     run.write_json("summary.json", summary)
     pictures = draw(system, test, fabric.device, run, seed=config.seed)
     _print_summary(run, summary, pictures)
+    return run
 
 
 def _anchored(config: Config) -> Config:
     """With an absolute path to the user's data, so that the run can be resumed from any folder."""
-    if config.data == Data():
+    if config.data.path in EMBEDDED:
         return config
     return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
-
-
-def _untrained(config: Config, scenes: Scenes) -> System:
-    """The same system before training: what data and initialisation alone achieve."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return build_system(config, scenes.image_shape)
 
 
 def _stamped(line: str) -> str:
@@ -169,6 +183,7 @@ def _stamped(line: str) -> str:
 
 
 def _print_plan(config: Config) -> None:
+    check(config)
     size = config.data.image_size
     system = build_system(config, (3, size, size))
     objective = build_objective(config, system, (3, size, size))
@@ -202,6 +217,7 @@ _TABLE = (
     ("  k-means on raw RGB; the untrained guide", "ari_fg_kmeans_rgb", "ari_fg_untrained"),
     ("  the decoders' masks, orderless; ordered", "ari_fg_orderless", "ari_fg_ordered"),
     ("reconstruction: RMSE, orderless; ordered", "rmse_orderless", "rmse_ordered"),
+    ("  share of the pixels' variance explained", "explained_variance_orderless", "explained_variance_ordered"),
     ("slot KL, nats: own scene; another scene", "kl_slots", "kl_slots_other_scene"),
     ("scene KL; orderless KL, nats", "kl_scene", "kl_orderless"),
     ("structure: samples at tau 0.8; at tau 1", "structure_samples", "structure_samples_tau1"),

@@ -39,8 +39,8 @@ class System(NamedTuple):
         return self.ordered or self.orderless
 
 
-def build_system(config: Config, image_shape: ImageShape) -> System:
-    """The models and guides of a configuration for images (C, H, W).
+def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Module | None = None) -> System:
+    """The models and guides of a configuration for images (C, H, W); `scene_prior` takes the place of its own.
 
     Raises:
         UserError: the configuration and the images do not go together.
@@ -63,7 +63,7 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
-        scene_prior=SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
+        scene_prior=scene_prior or SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
         num_rendered=config.train.ordered_rendered,
     )
     guide = LatentObjectGuide(
@@ -74,7 +74,6 @@ def build_system(config: Config, image_shape: ImageShape) -> System:
         width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
         matching=model.matching,
-        initial_scale=model.initial_scale,
     )
     return System(orderless, Pair(lom, guide))
 
@@ -102,31 +101,23 @@ def build_phases(config: Config, system: System) -> list[Phase]:
     train = config.train
     phase = partial(Phase, warmup_steps=train.warmup_steps, decay=train.decay)
     orderless_steps = train.steps if system.ordered is None else round(train.orderless_first * train.steps)
-    still_steps = round(train.masks_still * orderless_steps)
     if orderless_steps == 0:
         return [phase(train.steps, train.batch_size, train.learning_rate)]
-
-    def learn_masks(whether: bool) -> None:
-        system.orderless.guide.learn_masks = whether
 
     def start_from_the_orderless_decoder() -> None:
         system.ordered.model.decoder.load_state_dict(system.orderless.model.decoder.state_dict())
 
-    orderless = partial(phase, batch_size=train.batch_size, learning_rate=train.learning_rate, pairs=("orderless",))
-    phases = [
-        orderless(still_steps, decay="none", enter=partial(learn_masks, False)),
-        orderless(orderless_steps - still_steps, enter=partial(learn_masks, True)),
-    ]
-    if train.steps > orderless_steps:
-        ordered = phase(
-            train.steps - orderless_steps,
-            train.ordered_batch_size or train.batch_size,
-            train.ordered_learning_rate or train.learning_rate,
-            pairs=("ordered",),
-            prepare=start_from_the_orderless_decoder,
-        )
-        phases.append(ordered)
-    return [phase for phase in phases if phase.steps]
+    orderless = phase(orderless_steps, train.batch_size, train.learning_rate, pairs=("orderless",))
+    if train.steps == orderless_steps:
+        return [orderless]
+    ordered = phase(
+        train.steps - orderless_steps,
+        train.ordered_batch_size or train.batch_size,
+        train.learning_rate,
+        pairs=("ordered",),
+        prepare=start_from_the_orderless_decoder,
+    )
+    return [orderless, ordered]
 
 
 def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:

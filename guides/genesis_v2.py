@@ -22,13 +22,11 @@ class GenesisV2Guide(Program):
 
     The seeds are drawn at the auxiliary site `seed_scores` (B, 1 | 1, H, W), uniform on (0, 1), whose log density is
     zero. `compact` chooses small networks with short cuts, for small images and short trainings, over the published.
-    While `learn_masks` is False, no gradient reaches the masks: slots learn to use the clusters as they are.
     """
 
     def __init__(self, model: GenesisV2, *, image_shape: tuple[int, int, int], width: int, compact: bool = False):
         super().__init__()
         self.borrow("model", model)
-        self.learn_masks = True
         if compact:
             self.encoder = CompactPixelEncoder(image_shape, width=width)
             num_learned = CompactPixelEncoder.NUM_LEARNED
@@ -53,7 +51,6 @@ class GenesisV2Guide(Program):
 
         embedding, features = self.encoder(images)
         log_masks = self.colouring(embedding, seed_scores)
-        log_masks = log_masks if self.learn_masks else log_masks.detach()
         masks = log_masks.exp().flatten(-3)  # (*batch, K, N)
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
         pooled = weights @ features.flatten(-2).transpose(-1, -2)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.lom import LatentObjectModel
-from pyro_lom.distributions import GaussianHead, diagonal_normal, positive, start_at_scale
+from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
 from pyro_lom.matching import MATCHINGS, permute
 from pyro_lom.networks.transformers import PosteriorOrder, SceneEncoder, xavier_
 from pyro_lom.program import Program
@@ -28,7 +28,6 @@ class LatentObjectGuide(Program):
         num_blocks: self-attention blocks in f'.
         mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
         matching: "greedy" (Algorithm 1) or "hungarian".
-        initial_scale: standard deviation that both posteriors start near; softplus(0) = 0.69 by default.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class LatentObjectGuide(Program):
         width: int | None = None,
         mlp_ratio: int = 1,
         matching: str = "greedy",
-        initial_scale: float | None = None,
     ):
         super().__init__()
         self.borrow("model", model)
@@ -55,9 +53,6 @@ class LatentObjectGuide(Program):
         self.scene_posterior = xavier_(GaussianHead(scene_dim, scene_dim))
         self.order_net = PosteriorOrder(scene_dim, slot_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
         self.scale_head = xavier_(nn.Linear(width, slot_dim))
-        if initial_scale is not None:
-            start_at_scale(self.scene_posterior.raw_scale, initial_scale)
-            start_at_scale(self.scale_head, initial_scale)
 
     def forward(self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None) -> LomInference:
         """Infer scenes and ordered slots; `orderless` hands over what the orderless guide found before."""

@@ -1,7 +1,5 @@
 """Small helpers around Pyro's distributions."""
 
-import math
-
 import pyro.distributions as dist
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,11 +9,6 @@ from torch import Tensor, nn
 def positive(raw: Float[Tensor, "*shape"], floor: float = 1e-4) -> Float[Tensor, "*shape"]:
     """A standard deviation from a raw network output: softplus(raw) + floor, in float32 whatever the autocast."""
     return F.softplus(raw.float()) + floor
-
-
-def start_at_scale(layer: nn.Linear, scale: float) -> None:
-    """Set the bias of a layer that `positive` follows so that standard deviations start near `scale`."""
-    nn.init.constant_(layer.bias, math.log(math.expm1(scale)))
 
 
 def diagonal_normal(loc: Float[Tensor, "*batch D"], scale: Float[Tensor, "*batch D"]) -> dist.Distribution:

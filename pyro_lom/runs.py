@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,14 @@ from torch import Tensor
 from pyro_lom.errors import UserError
 
 _KEPT_CHECKPOINTS = 2
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int  # steps done
+    seconds: float  # spent training, over all sessions of the run
+    images_seen: int
 
 
 class Run:
@@ -107,9 +115,9 @@ class Run:
         with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(kept))
 
-    def save_checkpoint(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict) -> Path:
+    def save_checkpoint(self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
         """Write `checkpoints/step-00001000/`, then drop all but the last two."""
-        folder = self.folder / "checkpoints" / f"step-{step:08d}"
+        folder = self.folder / "checkpoints" / f"step-{progress.step:08d}"
         temporary = folder.with_name(folder.name + ".tmp")
         with _told(folder):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -117,7 +125,7 @@ class Run:
             try:
                 save_file(_contiguous(weights), temporary / "weights.safetensors")
                 save_file(_contiguous(optimizer), temporary / "optimizer.safetensors")
-                (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+                (temporary / "state.json").write_text(json.dumps(progress._asdict(), indent=2) + "\n")
                 for path in temporary.iterdir():
                     _sync(path)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -134,8 +142,8 @@ class Run:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("checkpoints/step-*") if p.suffix != ".tmp")
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-        """Weights, optimiser tensors and state of the last checkpoint.
+    def load_checkpoint(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+        """Progress, weights and optimiser tensors of the last checkpoint.
 
         Raises:
             UserError: there is none, or it is damaged.
@@ -145,8 +153,9 @@ class Run:
         folder = self.checkpoints()[-1]
         try:
             state = json.loads((folder / "state.json").read_text())
-            return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
-        except (OSError, ValueError, SafetensorError) as error:
+            progress = Progress(int(state["step"]), float(state["seconds"]), int(state["images_seen"]))
+            return progress, load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(
                 f"the checkpoint {folder} is damaged ({error}); remove it to go on from the one before"
             ) from error

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
-from pyro_lom.runs import Run, load_weights
+from pyro_lom.runs import Progress, Run, load_weights
 from pyro_lom.types import OrderlessPosterior
 
 
@@ -24,8 +24,8 @@ from pyro_lom.types import OrderlessPosterior
 class Phase:
     """A stretch of training. The paper has one, of both pairs; a short training may take the pairs in turn.
 
-    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `enter` runs whenever the phase
-    is entered, also by a run that resumes within it; `prepare` runs once, at its first step.
+    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `prepare` runs once, at the
+    phase's first step.
     """
 
     steps: int
@@ -34,7 +34,6 @@ class Phase:
     warmup_steps: int = 0  # linear, from 0
     decay: Literal["none", "linear", "halving"] = "none"
     pairs: tuple[str, ...] | None = None
-    enter: Callable[[], None] | None = None
     prepare: Callable[[], None] | None = None
 
     def learning_rate_at(self, step: int) -> float:
@@ -105,9 +104,9 @@ class Trainer:
     def resume(self) -> None:
         """Take up the run's last checkpoint; a run that was killed before its first begins again."""
         if self.run.checkpoints():
-            weights, self._optimizer_tensors, state = self.run.load_checkpoint()
+            progress, weights, self._optimizer_tensors = self.run.load_checkpoint()
             load_weights(self.objective, weights, self.run.folder)
-            self.step, self.seconds, self.images_seen = state["step"], state["seconds"], state["images_seen"]
+            self.step, self.seconds, self.images_seen = progress
         if self.fabric.is_global_zero:
             self.run.truncate_metrics(self.step)
 
@@ -144,8 +143,6 @@ class Trainer:
         names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
         for name, pair in self.objective.pairs.items():
             pair.requires_grad_(name in names)
-        if phase.enter is not None:
-            phase.enter()
         if self.step == start and phase.prepare is not None:
             phase.prepare()
         fabric = self.fabric
@@ -211,11 +208,12 @@ class Trainer:
         return module, optimizer
 
     @torch.no_grad()
-    def _infer_all(self, batch_size: int = 256) -> OrderlessPosterior:
+    def _infer_all(self, batch_size: int = 64) -> OrderlessPosterior:
         """The orderless posterior of every training image, once, while the orderless pair stands still."""
         self._seed("orderless posteriors")
         guide, parts = self.objective.pairs["orderless"].guide, []
         for first in range(0, len(self.images), batch_size):
+            self.progress.set_description_str(f"orderless posteriors {first}/{len(self.images)}")
             images = torch.from_numpy(self.images[first : first + batch_size].copy())
             inferred = guide.infer(to_float(self.fabric.to_device(images.permute(0, 3, 1, 2))))
             parts.append((inferred.loc, inferred.scale))
@@ -298,12 +296,7 @@ class Trainer:
             if not torch.isfinite(tensor).all():
                 self._give_up(f"the weights are not finite: {name} became NaN or infinite by step {self.step}")
         if self.fabric.is_global_zero:
-            self.run.save_checkpoint(
-                self.step,
-                weights,
-                tensors,
-                {"seconds": self.seconds, "images_seen": self.images_seen},
-            )
+            self.run.save_checkpoint(Progress(self.step, self.seconds, self.images_seen), weights, tensors)
 
 
 def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:

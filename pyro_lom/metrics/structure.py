@@ -1,13 +1,14 @@
 """Structure accuracy: does a scene show one tower whose blocks touch and that stands on the floor?
 
-The rule, on an image and a map of its segments. A *block* is a segment of at least 16 pixels whose mean chroma (largest
-minus smallest channel) exceeds 0.3. A scene counts when all of this holds: it has 1 to `max_blocks` blocks; each fills
-at least 85 % of its bounding box, which is 6 to 15 pixels wide and 4 to 10 high; from the lowest block up, each next
-one begins within one row of where the last one ends, and they overlap by at least half of the narrower one; one
-horizontal line leaves 92 % of the remaining pixels on the right side, wall (segments that reach the top row) above and
-floor (segments that reach the bottom row) below it, and the lowest block ends 1 to 9 rows under it; at most 12 % of
-all pixels with chroma above 0.3 lie further than one pixel from every block, where a soft edge would be; and at most
-6 % of all pixels lie in segments smaller than 16 pixels, which is what smeared edges break into.
+The rule, on an image of 32x32 pixels and a map of its segments; at other sizes lengths and areas grow with it. A
+*block* is a segment of at least 16 pixels whose mean chroma (largest minus smallest channel) exceeds 0.3. A scene
+counts when all of this holds: it has 1 to `max_blocks` blocks; each fills at least 85 % of its bounding box, which is 6
+to 15 pixels wide and 4 to 10 high; from the lowest block up, each next one begins within one row of where the last one
+ends, and they overlap by at least half of the narrower one; one horizontal line leaves 92 % of the remaining pixels on
+the right side, wall (segments that reach the top row) above and floor (segments that reach the bottom row) below it,
+and the lowest block ends 1 to 9 rows under it; at most 12 % of all pixels with chroma above 0.3 lie further than one
+pixel from every block, where a soft edge would be; and at most 6 % of all pixels lie in segments smaller than 16
+pixels, which is what smeared edges break into.
 
 Any map of segments will do. `flood_fill` reads one from the pixels alone, so real, generated and broken scenes are
 judged from the same source, and a model's own masks cannot flatter it.
@@ -19,7 +20,7 @@ from scipy.ndimage import binary_dilation, find_objects
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-MIN_PIXELS = 16
+MIN_PIXELS = 16  # at 32x32
 MIN_CHROMA = 0.3
 EDGE = 0.1
 
@@ -61,10 +62,11 @@ def cut_and_paste(images: Float[np.ndarray, "B C H W"]) -> Float[np.ndarray, "B 
 
 def _tower_stands(image: np.ndarray, segments: np.ndarray, max_blocks: int) -> bool:
     height, width = segments.shape
+    unit = width / 32  # lengths below are in pixels of an image of this width
     chroma = image.max(0) - image.min(0)
     sizes = np.bincount(segments.ravel())
     mean_chroma = np.bincount(segments.ravel(), chroma.ravel()) / sizes.clip(1)
-    is_block = (sizes >= MIN_PIXELS) & (mean_chroma > MIN_CHROMA)
+    is_block = (sizes >= MIN_PIXELS * unit**2) & (mean_chroma > MIN_CHROMA)
     blocks = [
         (box, size) for box, size, block in zip(find_objects(segments + 1), sizes, is_block, strict=True) if block
     ]
@@ -74,12 +76,13 @@ def _tower_stands(image: np.ndarray, segments: np.ndarray, max_blocks: int) -> b
 
     for (rows, columns), size in blocks:
         tall, wide = rows.stop - rows.start, columns.stop - columns.start
-        if not (4 <= tall <= 10 and 6 <= wide <= 15 and size >= 0.85 * tall * wide):
+        fits = 4 * unit <= tall <= 10 * unit and 6 * unit <= wide <= 15 * unit
+        if not (fits and size >= 0.85 * tall * wide):
             return False
     for ((low_rows, low_columns), _), ((rows, columns), _) in zip(blocks, blocks[1:], strict=False):
         overlap = min(low_columns.stop, columns.stop) - max(low_columns.start, columns.start)
         narrower = min(low_columns.stop - low_columns.start, columns.stop - columns.start)
-        if abs(low_rows.start - rows.stop) > 1 or overlap < narrower / 2:
+        if abs(low_rows.start - rows.stop) > unit or overlap < narrower / 2:
             return False
 
     in_block = is_block[segments]
@@ -88,10 +91,10 @@ def _tower_stands(image: np.ndarray, segments: np.ndarray, max_blocks: int) -> b
     floor = background & np.isin(segments, segments[-1])
     right = np.array([(wall[:r] & ~floor[:r]).sum() + (floor[r:] & ~wall[r:]).sum() for r in range(height + 1)])
     horizon = int(right.argmax())
-    if right[horizon] < 0.92 * background.sum() or not 1 <= blocks[0][0][0].stop - horizon <= 9:
+    if right[horizon] < 0.92 * background.sum() or not unit <= blocks[0][0][0].stop - horizon <= 9 * unit:
         return False
 
     saturated = chroma > MIN_CHROMA
-    stray = saturated & ~binary_dilation(in_block, np.ones((3, 3)))
-    smeared = (sizes < MIN_PIXELS)[segments]
+    stray = saturated & ~binary_dilation(in_block, np.ones((3, 3)), iterations=round(unit))
+    smeared = (sizes < MIN_PIXELS * unit**2)[segments]
     return bool(stray.sum() <= 0.12 * saturated.sum() and smeared.mean() <= 0.06)

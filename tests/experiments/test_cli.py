@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from experiments import cli
 from experiments.fitting import Arguments
@@ -117,10 +119,22 @@ def test_a_command_that_is_done_returns(monkeypatch):
     assert told == ["one", "two"]
 
 
+@pytest.mark.parametrize("allocate", [lambda _: torch.empty(2**50), lambda _: np.empty(2**50)], ids=["torch", "numpy"])
+def test_out_of_memory(allocate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(allocate)
+    assert leaving.value.code == 2
+    line = "error: out of memory: take smaller batches, images or networks (see --help)\n"
+    assert capsys.readouterr() == ("", line)
+
+
 def test_a_failure_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command.py"])
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda arguments: 1 / 0)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        cli.run(lambda arguments: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
 # The file itself, as a process.

@@ -18,6 +18,8 @@ from pyro_lom.runs import Run
     ("data", "ours"),
     [
         (Data(), True),
+        (Data(path="data/towers-64.h5", image_size=64), True),
+        (Data(path="data/towers-64.h5"), False),
         (Data(path="./data/towers.h5"), False),
         (Data(path="mine.h5"), False),
         (Data(image_size=64), False),
@@ -25,7 +27,7 @@ from pyro_lom.runs import Run
 )
 def test_only_our_own_data_set_is_ever_made(data, ours, towers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "ensure_towers", lambda path: towers)
+    monkeypatch.setattr(loading, "ensure_towers", lambda path, size: towers)
     if ours:
         assert loading.read_data(data) is towers
     else:

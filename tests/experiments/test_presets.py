@@ -31,7 +31,7 @@ def shrunk(config, *, sizes=8, counts=2, steps=4):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_called_what_they_are(name):
     config = preset(name)
-    assert config.preset == (name if name != "demo" else "lom-genesis-v2-towers")
+    assert config.preset == name.replace("demo", "lom-genesis-v2-towers")
     assert config.preset.startswith(f"{config.model.system}-")
     assert PRESETS[name].__doc__
     assert preset(name) == config
@@ -44,7 +44,7 @@ def test_bare_fit_runs_the_demo():
 
 def test_an_unknown_preset_is_told_the_others():
     with pytest.raises(
-        UserError, match="^there is no preset 'lom-emorl'; choose one of lom-genesis-v2-towers, .*demo$"
+        UserError, match="^there is no preset 'lom-emorl'; choose one of lom-genesis-v2-towers, .*demo, demo-64$"
     ):
         preset("lom-emorl")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_lom.distributions import GaussianHead, diagonal_normal, positive, start_at_scale
+from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -13,13 +13,6 @@ def test_a_scale_is_a_softplus_above_its_floor_in_float32(dtype):
     assert scale.dtype == torch.float32
     torch.testing.assert_close(scale, torch.log1p(raw.double().exp()).clamp(max=50).float() + 1e-4)
     assert positive(raw, floor=0.5).min() == 0.5
-
-
-@pytest.mark.parametrize("scale", [0.05, 0.13, 2.0])
-def test_scales_start_where_asked(scale):
-    layer = torch.nn.Linear(3, 4)
-    start_at_scale(layer, scale)
-    torch.testing.assert_close(positive(layer(torch.zeros(3))), torch.full((4,), scale + 1e-4))
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)

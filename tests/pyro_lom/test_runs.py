@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 
 from pyro_lom import runs
 from pyro_lom.errors import UserError
-from pyro_lom.runs import Run, load_weights, replacing
+from pyro_lom.runs import Progress, Run, load_weights, replacing
 
 WEIGHTS = {"linear.weight": torch.arange(6.0).view(2, 3), "linear.bias": torch.ones(2), "updates": torch.tensor(3)}
 OPTIMIZER = {"linear.weight/exp_avg": torch.full((2, 3), 0.5)}
 
 
 def save(run, step, weights=WEIGHTS):
-    return run.save_checkpoint(step, weights, OPTIMIZER, {"seconds": 1.5, "images_seen": 4 * step})
+    return run.save_checkpoint(Progress(step, 1.5, 4 * step), weights, OPTIMIZER)
 
 
 def files_in(folder):
@@ -83,10 +83,10 @@ def test_a_checkpoint_comes_back(tmp_path):
     run = Run(tmp_path)
     transposed = {"m": torch.arange(6.0).view(2, 3).T, "scalar": torch.tensor(2.0)}
     save(run, 7, transposed)
-    weights, optimizer, state = run.load_checkpoint()
+    progress, weights, optimizer = run.load_checkpoint()
     assert all(torch.equal(weights[name], transposed[name]) for name in transposed | weights)
     assert all(torch.equal(optimizer[name], OPTIMIZER[name]) for name in OPTIMIZER | optimizer)
-    assert state == {"step": 7, "seconds": 1.5, "images_seen": 28}
+    assert progress == Progress(step=7, seconds=1.5, images_seen=28)
 
 
 def test_the_last_two_checkpoints_are_kept_as_safetensors_and_json(tmp_path):
@@ -95,7 +95,7 @@ def test_the_last_two_checkpoints_are_kept_as_safetensors_and_json(tmp_path):
         folder = save(run, step)
         assert run.checkpoints()[-1] == folder
     assert [path.name for path in run.checkpoints()] == ["step-00000999", "step-00100000"]
-    assert run.load_checkpoint()[2]["step"] == 100_000
+    assert run.load_checkpoint()[0].step == 100_000
     for folder in run.checkpoints():
         assert {path.name for path in folder.iterdir()} == {
             "weights.safetensors",
@@ -112,10 +112,10 @@ def test_what_a_kill_left_half_written_is_ignored_and_cleaned(tmp_path):
         leftover.mkdir()
         (leftover / "weights.safetensors").write_bytes(b"half")
     assert [path.name for path in run.checkpoints()] == ["step-00000005"]
-    assert run.load_checkpoint()[2]["step"] == 5
+    assert run.load_checkpoint()[0].step == 5
     save(run, 10)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
-    assert run.load_checkpoint()[2]["step"] == 10
+    assert run.load_checkpoint()[0].step == 10
 
 
 FULL_DISKS = [
@@ -201,6 +201,14 @@ def test_damaged_checkpoints(tmp_path, file, damage):
     line = str(refusal.value)
     assert line.startswith(f"the checkpoint {path.parent} is damaged (") and "\n" not in line
     assert line.endswith("; remove it to go on from the one before")
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 10}, [], None, {"step": "x", "seconds": 1, "images_seen": 4}], ids=str)
+def test_a_state_that_is_json_but_no_progress(tmp_path, state):
+    run = Run(tmp_path)
+    (save(run, 10) / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"step-00000010 is damaged \(.*\); remove it to go on from the one before$"):
+        run.load_checkpoint()
 
 
 class Bomb:

@@ -70,6 +70,23 @@ def test_images_and_labels_have_the_agreed_layout(scenes):
     assert scenes.num_background == NUM_BACKGROUND
 
 
+def test_larger_images_show_the_same_kind_of_scene():
+    small, large = make_towers(500, seed=0), make_towers(500, seed=0, size=64)
+    assert (large.images.shape, large.labels.shape) == ((500, 64, 64, 3), (500, 64, 64))
+    for name in ("left", "top", "width", "height"):
+        present = small.factors["present"] == 1
+        assert large.factors[name][large.factors["present"] == 1].mean() == pytest.approx(
+            2 * small.factors[name][present].mean(), rel=0.03
+        )
+    assert large.images.mean() == pytest.approx(small.images.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [0, 16, 48])
+def test_sizes_are_multiples_of_32(size):
+    with pytest.raises(UserError, match=f"^towers are drawn at multiples of 32 pixels, not at size={size}$"):
+        make_towers(2, size=size)
+
+
 def test_every_number_of_blocks_occurs(scenes):
     max_blocks = scenes.factors["present"].shape[1]
     counts = scenes.factors["present"].sum(1)
@@ -184,6 +201,10 @@ class TestEnsure:
     @pytest.mark.parametrize("change", [dict(version=towers.VERSION - 1), dict(name="castles")], ids=str)
     def test_a_file_of_another_version_or_data_set_is_made_again(self, path, change):
         write_scenes(path, replace(make_towers(4), **change), source="a test", seed=0)
+        self.check(ensure_towers(path))
+
+    def test_a_file_of_another_size_is_made_again(self, path):
+        ensure_towers(path, 64)
         self.check(ensure_towers(path))
 
     def test_what_cannot_be_written_is_told(self, path):

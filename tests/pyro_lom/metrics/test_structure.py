@@ -79,6 +79,17 @@ def test_halves_of_different_scenes_do_not(real):
     assert structure_accuracy(cut_and_paste(real)) <= 0.3
 
 
+@pytest.mark.parametrize("image", [*STANDING.values(), *BROKEN.values()], ids=[*STANDING, *BROKEN])
+def test_the_rule_grows_with_the_image(image):
+    assert structure_accuracy(image.repeat(2, axis=1).repeat(2, axis=2)[None]) == structure_accuracy(image[None])
+
+
+def test_larger_real_towers_stand():
+    large = make_towers(200, seed=5, size=64).images.transpose(0, 3, 1, 2) / 255.0
+    assert structure_accuracy(large) >= 0.97
+    assert structure_accuracy(cut_and_paste(large)) <= 0.3
+
+
 @pytest.mark.parametrize(("blur", "lowest", "highest"), [(0.4, 0.97, 1.0), (1.0, 0.0, 0.2), (1.5, 0.0, 0.0)])
 def test_soft_edges_are_forgiven_and_smeared_ones_are_not(real, blur, lowest, highest):
     assert lowest <= structure_accuracy(gaussian_filter(real, (0, 0, blur, blur))) <= highest
