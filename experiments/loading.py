@@ -47,8 +47,8 @@ def _how_to_get(path: str) -> str:
     place, source = _PUBLISHED[path]
     name = Path(path).stem
     return (
-        f"Import what {place} publishes: python experiments/data.py import {name} {source} {path} | or name your own "
-        "with --data.path"
+        f"Render a stand-in: python experiments/data.py render {name} {path} | or import what {place} publishes: "
+        f"python experiments/data.py import {name} {source} {path} | or name your own with --data.path"
     )
 
 

@@ -112,13 +112,19 @@ def disentanglement(held_out: HeldOut) -> Values:
     Of the first 1000 scenes at most, as boosted trees are slow; the published script takes 320.
     """
     scenes, few = held_out.scenes, slice(_DCI_SCENES)
-    if not scenes.factors:
+    labels = _labels(held_out)[few]
+    num_objects = int(labels.max()) + 1 - scenes.num_background
+    # Fewer columns than objects hold what is said of a scene as a whole, such as whether a stack stands.
+    of_objects = {
+        name: np.asarray(values[few]) for name, values in scenes.factors.items() if values.shape[1] >= num_objects
+    }
+    if not of_objects:
         raise UserError("DCI needs factors/<name> of objects in the data set, and it has none")
     codes, factors = match_objects(
         held_out.reading.slots[few],
         torch.from_numpy(held_out.reading.segments["orderless"][few]),
-        _labels(held_out)[few],
-        {name: np.asarray(values[few]) for name, values in scenes.factors.items()},
+        labels,
+        of_objects,
         num_background=scenes.num_background,
     )
     return {f"dci_{name}": score for name, score in dci(codes, factors, seed=SEED)._asdict().items()}

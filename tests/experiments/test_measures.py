@@ -126,8 +126,10 @@ def test_without_labels(name, lom):
 
 
 def test_without_factors(lom):
-    with pytest.raises(UserError, match="^DCI needs factors/<name> of objects in the data set, and it has none$"):
-        measure("dci", with_scenes(lom, factors={}), SETTINGS)
+    of_scenes = {"camera": np.ones((len(lom.scenes.images), 1), np.float32)}
+    for factors in ({}, of_scenes):
+        with pytest.raises(UserError, match="^DCI needs factors/<name> of objects in the data set, and it has none$"):
+            measure("dci", with_scenes(lom, factors=factors), SETTINGS)
 
 
 def test_without_objects(lom):
