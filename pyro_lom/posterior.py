@@ -1,7 +1,8 @@
 """Questions to a trained LOM: what is in a scene, what goes with some of its objects, how likely an edited one is.
 
-`model` and `guide` are a LOM and its guide: sites `s` (B, 1 | Ds) and `z` (B, K | Dz); `model.draw_slots()`, which is
-the story without its image; `model.render(slots)`; and `guide.infer_scene(slots)`, q(s | g(slots)) for sets of any size.
+`model` and `guide` are a LOM and its guide: sites `s` (B, 1 | Ds) and `z` (B, K | Dz); `model.draw_slots()`, the story
+without its image; `model.render(slots)`; and `guide.infer_scene(slots)`, which is q(s | g(slots)), for any number of
+slots.
 """
 
 import math

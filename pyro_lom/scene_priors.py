@@ -50,8 +50,8 @@ class CouplingFlow(nn.Module):
     """p(s) = N(u; 0, I) |det du/ds|,  s = T(u),  T of affine couplings (Dinh et al., 2017).
 
     A coupling leaves one half of the vector as it is and shifts and scales the other by networks of the first; the
-    halves change places from one to the next. T starts close to the identity, and a coupling scales by 1/e to e: nothing
-    runs away at high learning rates.
+    halves change places from one to the next. T starts close to the identity. A coupling scales by 1/e to e, so that
+    nothing runs away at high learning rates.
 
     Raises:
         UserError: `scene_dim` is 1, which has no halves.

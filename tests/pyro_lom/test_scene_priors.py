@@ -22,7 +22,7 @@ def stirred(prior):
     """The prior far from where it starts, as training leaves it."""
     torch.manual_seed(4)
     for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if isinstance(prior, CouplingFlow) else 1.0)
+        torch.nn.init.normal_(parameter, std=0.2 if isinstance(prior, CouplingFlow) else 0.5)
     return prior
 
 
@@ -35,7 +35,7 @@ def make(request):
 learned = pytest.mark.parametrize("make", ["mixture", "flow"], indirect=True)
 
 
-def grid(half_width=9.0, num=601):
+def grid(half_width=12.0, num=401):
     axis = torch.linspace(-half_width, half_width, num)
     return torch.cartesian_prod(axis, axis), (axis[1] - axis[0]).item() ** 2
 
@@ -68,10 +68,10 @@ def test_its_samples_meet_its_density(make):
         weights = prior().log_prob(points).double().exp() * area
         mean = weights @ points.double()
         covariance = (weights[:, None] * (points - mean)).T @ (points - mean)
-        samples = prior().sample((200_000,)).double()
+        samples = prior().sample((50_000,)).double()
     deviation = covariance.diagonal().sqrt().max().item()
-    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.01 * deviation)
-    torch.testing.assert_close(samples.T.cov(), covariance, rtol=0, atol=0.02 * deviation**2)
+    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.02 * deviation)
+    torch.testing.assert_close(samples.T.cov(), covariance, rtol=0, atol=0.04 * deviation**2)
 
 
 @learned
@@ -90,12 +90,12 @@ def test_it_learns_what_another_of_its_kind_draws(make):
         data = teacher().sample((4000,))
         best, first = -teacher().log_prob(data).mean(), -prior().log_prob(data).mean()
     optimizer = torch.optim.Adam(prior.parameters(), lr=0.02)
-    for _ in range(300):
+    for _ in range(200):
         loss = -prior().log_prob(data).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss - best < 0.05 < 0.2 < first - best
+    assert loss - best < 0.05 < 0.1 < first - best
 
 
 @pytest.mark.parametrize("prior", ["normal", "mixture"])
@@ -146,7 +146,7 @@ def test_the_elbo_averages_its_kl_over_samples(make):
         with torch.no_grad():
             return TraceScene_ELBO(num_kl_samples=num_kl_samples).terms(*pair, tiny_images()).kl["s"]
 
-    torch.testing.assert_close(kl(4000), kl(40_000), rtol=0.02, atol=0.05)
+    torch.testing.assert_close(kl(4000), kl(20_000), rtol=0.02, atol=0.05)
 
 
 @learned
