@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm import trange
 
@@ -115,7 +116,7 @@ def inference_data(
         for group, trace in (("prior", prior), ("posterior", posterior)):
             for name in trace.stochastic_nodes:
                 site = trace.nodes[name]
-                if name != "x" and any(frame.name == "scenes" for frame in site["cond_indep_stack"]):
+                if name != "x" and not site_is_subsample(site):
                     of_slots = any(frame.name == "slots" for frame in site["cond_indep_stack"])
                     dims[name] = ["scene", "slot", f"{name}_dim"] if of_slots else ["scene", f"{name}_dim"]
                     groups[group][name].append(site["value"] if of_slots else site["value"].squeeze(-2))

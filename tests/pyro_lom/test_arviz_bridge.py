@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from tiny import IMAGE_SHAPE, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_system
 
-from pyro_lom.arviz_bridge import STATISTICS, bayesian_p_values, inference_data
+from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data
 
 B, DRAWS = 3, 4
 LATENTS = {
@@ -86,7 +86,7 @@ def test_it_survives_the_disk(data, tmp_path):
 
 
 def test_arviz_draws_and_summarises_it(data):
-    assert "redness" in az.summary(data["posterior_predictive"], kind="stats").index[-1]
+    assert "redness" in az.summary(data, group="posterior_predictive", kind="stats").index[-1]
 
 
 class TestStatistics:
@@ -132,8 +132,8 @@ class TestStatistics:
 
 class TestPValues:
     def p_values(self, predicted, observed):
-        groups = {"prior_predictive": {"height": predicted[None]}}
-        return bayesian_p_values(az.from_dict(**groups, observed_data={"height": observed}, dims={"height": ["scene"]}))
+        groups = {"prior_predictive": {"height": predicted[None]}, "observed_data": {"height": observed}}
+        return bayesian_p_values(_from_dict(groups, {"scene": np.arange(len(observed))}, {"height": ["scene"]}))
 
     @pytest.mark.parametrize(("shift", "expected"), [(0.0, 0.5), (5.0, 0.0), (-5.0, 1.0)])
     def test_normal_scenes(self, shift, expected):

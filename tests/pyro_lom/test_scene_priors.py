@@ -1,10 +1,12 @@
 """A scene prior is a module that returns a distribution over vectors: a sound one, learnable, and close to N(0, I)."""
 
-import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from tiny import NUM_SCENES, SCENE_DIM, tiny_images, tiny_system
+from pyro.infer import Predictive
+from tiny import NUM_SCENES, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_system
+from torch import nn
 
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.errors import UserError
@@ -22,7 +24,7 @@ def stirred(prior):
     """The prior far from where it starts, as training leaves it."""
     torch.manual_seed(4)
     for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.2 if isinstance(prior, CouplingFlow) else 0.5)
+        nn.init.normal_(parameter, std=0.2 if isinstance(prior, CouplingFlow) else 0.5)
     return prior
 
 
@@ -121,7 +123,7 @@ def test_a_mixture_of_one_standard_normal_is_the_standard_normal():
     """With the same seed, the same scenes; and the same ELBO, as its KL is analytic too."""
     known, disguised = tiny_system().final, tiny_system().final
     disguised.model.scene_prior = NormalMixture(SCENE_DIM, num_components=1)
-    torch.nn.init.zeros_(disguised.model.scene_prior.loc)
+    nn.init.zeros_(disguised.model.scene_prior.loc)
     for tau in (1.0, 0.8):
         scenes = []
         for model in (known.model, disguised.model):
@@ -160,8 +162,32 @@ def test_pyros_handlers_work_as_usual(make, handler):
     drawn = poutine.trace(model).get_trace(num_scenes=NUM_SCENES)
     replayed = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(num_scenes=NUM_SCENES)
     assert torch.equal(replayed.nodes["s"]["value"], drawn.nodes["s"]["value"])
-    samples = pyro.infer.Predictive(model, num_samples=3, parallel=True)(num_scenes=NUM_SCENES)
+    samples = Predictive(model, num_samples=3, parallel=True)(num_scenes=NUM_SCENES)
     assert samples["s"].shape == (3, NUM_SCENES, 1, SCENE_DIM)
+
+
+class VampPrior(nn.Module):
+    """Someone's own prior: the average posterior of a few made-up sets of slots (Tomczak & Welling, 2018)."""
+
+    def __init__(self, guide, num_components):
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(num_components, NUM_SLOTS, SLOT_DIM))
+        self.infer_scene = guide.infer_scene  # a method: the guide stays its own owner
+
+    def forward(self):
+        weights = self.slots.new_ones(len(self.slots))
+        return dist.MixtureSameFamily(dist.Categorical(weights), self.infer_scene(self.slots))
+
+
+def test_a_prior_of_ones_own_needs_no_change_here():
+    pair = tiny_system().final
+    pair.model.scene_prior = prior = VampPrior(pair.guide, 4)
+    assert dict(prior.named_parameters()).keys() == {"slots"}
+    TraceScene_ELBO().loss_and_grads(*pair, tiny_images())
+    assert prior.slots.grad.abs().sum() > 0
+    with temperature(0.8):
+        fn = poutine.trace(pair.model).get_trace(num_scenes=NUM_SCENES).nodes["s"]["fn"]
+    torch.testing.assert_close(fn.component_distribution.stddev[0, 0], 0.8 * prior().component_distribution.stddev)
 
 
 def test_a_vector_changed_in_place_has_a_density_of_its_own():
