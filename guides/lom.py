@@ -74,6 +74,6 @@ class LatentObjectGuide(Program):
                 slots = pyro.sample("z", diagonal_normal(aligned, scale))
         return LomInference(scene, slots, permutation, orderless)
 
-    def infer_scene(self, slots: Float[Tensor, "*batch n Dz"]) -> dist.Distribution:
-        """q(s | g(slots)) for a set of slots of any size (Eq. 4), of batch shape (*batch)."""
+    def infer_scene(self, slots: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
+        """q(s | g(slots)) of batch shape (*batch), whatever the order of the slots (Eq. 4)."""
         return self.scene_posterior(self.scene_encoder(slots))

@@ -75,6 +75,17 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
+def reconstruction_error(model, guide) -> Statistic:
+    """RMSE between an image and what the pair makes of it, in [0, 1]: large where a scene is none of the model's."""
+
+    def error(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
+        found = poutine.trace(guide).get_trace(images)
+        explained = poutine.trace(poutine.replay(model, trace=found)).get_trace(images).nodes["x"]["fn"].mean
+        return (explained.squeeze(-4) - images).square().mean((1, 2, 3)).sqrt()
+
+    return error
+
+
 @torch.no_grad()
 def inference_data(
     model,

@@ -1,8 +1,7 @@
 """Questions to a trained LOM: what is in a scene, what goes with some of its objects, how likely an edited one is.
 
 `model` and `guide` are a LOM and its guide: sites `s` (B, 1 | Ds) and `z` (B, K | Dz); `model.draw_slots()`, the story
-without its image; `model.render(slots)`; and `guide.infer_scene(slots)`, which is q(s | g(slots)), for any number of
-slots.
+without its image; `model.render(slots)`; and `guide.infer_scene(slots)`, which is q(s | g(slots)).
 """
 
 import math
@@ -96,25 +95,26 @@ def complete(
 ) -> Completion:
     """Infer scenes from the slots where `mask` is True alone, and imagine the others.
 
-        q(s) = q(s | g(kept slots))                                  amortised; g never saw part of a scene
+        q(s) = q(s | g(kept and imagined slots))                     amortised, see below
         q(s) = argmax E_q[log p(kept slots | s)] - KL(q(s) || p(s))  by `num_steps` of Adam, scene by scene
         s    ~ p(s | kept slots)    by importance resampling of `num_samples` of q(s)
         z_k  ~ p(z_k | h_k)         where `mask` is False
 
-    With every slot kept it scores a scene: `log_evidence` is a lower bound of log p(z_1:K).
+    g knows whole scenes only, so the first guess imagines slots for s, then s for slots, in turn; it is the best of
+    several that start from samples of p(s). With every slot kept it is the guide's, and `log_evidence` scores a scene:
+    it is a lower bound of log p(z_1:K).
     """
-    guesses = [guide.infer_scene(kept[where]) for kept, where in zip(slots, mask, strict=True)]  # sets differ in size
-    with torch.no_grad():
-        guess = _SceneGuess(*(torch.stack([getattr(q, moment) for q in guesses]) for moment in ("mean", "stddev")))
     kept = keep_slots(slots, mask)(_without_image(model, len(slots)))
-
+    guess = _first_guess(kept, guide)
     weights_before, _ = _draw(kept, guess, num_samples)
     elbo, parameters = TraceScene_ELBO(), list(guess.parameters())
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for _ in range(num_steps):
         optimizer.zero_grad()
         elbo.differentiable_loss(kept, guess).backward(inputs=parameters)
         optimizer.step()
+        decay.step()
     weights, scenes = _draw(kept, guess, num_samples)
 
     chosen = torch.distributions.Categorical(logits=weights.T).sample((num_completions,))
@@ -131,6 +131,20 @@ def complete(
         log_evidence=weights.logsumexp(0) - math.log(num_samples),
         effective_sample_size=effective_sample_size(weights),
     )
+
+
+@torch.no_grad()
+def _first_guess(kept, guide, num_starts: int = 16, num_rounds: int = 10) -> "_SceneGuess":
+    """The start with the highest log p(s, kept slots) after some rounds, scene by scene."""
+    with pyro.plate("starts", num_starts, dim=-3):
+        trace = poutine.trace(kept).get_trace()
+    for _ in range(num_rounds):
+        q = guide.infer_scene(trace.nodes["z"]["value"])
+        trace = poutine.trace(poutine.condition(kept, {"s": q.mean.unsqueeze(-2)})).get_trace()
+    trace.compute_log_prob()
+    fit = sum(trace.nodes[name]["log_prob"].sum(-1) for name in ("s", "z"))  # (starts, B)
+    best = fit.argmax(0), torch.arange(fit.shape[1], device=fit.device)
+    return _SceneGuess(q.mean[best], q.stddev[best])
 
 
 class _SceneGuess(Program):

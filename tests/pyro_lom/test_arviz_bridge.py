@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from tiny import IMAGE_SHAPE, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_system
 
-from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data
+from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data, reconstruction_error
 
 B, DRAWS = 3, 4
 LATENTS = {
@@ -87,6 +87,15 @@ def test_it_survives_the_disk(data, tmp_path):
 
 def test_arviz_draws_and_summarises_it(data):
     assert "redness" in az.summary(data, group="posterior_predictive", kind="stats").index[-1]
+
+
+def test_reconstruction_error_is_that_of_the_pair(lom):
+    images = tiny_images(B)
+    torch.manual_seed(5)
+    error = reconstruction_error(*lom)(images, torch.zeros(B, 32, 32, dtype=torch.long))
+    torch.manual_seed(5)
+    explained = lom.model.render(lom.guide(images).slots).image
+    torch.testing.assert_close(error, (explained - images).square().mean((1, 2, 3)).sqrt())
 
 
 class TestStatistics:
