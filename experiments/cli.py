@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,16 @@ def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, de
         if leaving.code in (0, None):  # --help
             raise
         raise UserError(f"{_one_line(said.getvalue())} (see {prog} --help)") from None
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a file to write that has no place, before anything is computed.
+
+    Raises:
+        UserError: `path` is a folder, or is in none that is there.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"--output {path}: name a file in a folder that is there")
 
 
 def _one_line(box: str) -> str:

@@ -209,6 +209,18 @@ def check_bounds(options: Any) -> None:
                 raise UserError(f"--{name} is {value}: it must be {bound.words}")
 
 
+def overrides(config: Any, default: Any) -> list[str]:
+    """The options that make one configuration of another."""
+    words = []
+    for (name, value, _), (_, base, _) in zip(_fields(config), _fields(default), strict=True):
+        section, _, field = f"--{name}".rpartition(".")
+        if value is False and base is True:
+            words += [f"{section}.no-{field}" if section else f"--no-{name}"]
+        elif value != base:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Option name, value and annotation of every field, nested ones included."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():

@@ -1,7 +1,6 @@
 """A run beside its held-out scenes, read batch by batch: what is kept of 10,000 images fits in memory."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +14,16 @@ from tqdm import tqdm
 from experiments.loading import load_run
 from experiments.summary import Reader, sample_scenes
 from experiments.systems import Pair
-from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.stored import Array
 from pyro_lom.runs import Run
 from pyro_lom.types import OrderlessPosterior, Rendering
 
-BATCH = 128
+SEED = 0  # of everything random: a number does not depend on which others are asked for
+BATCH = 32  # a bound on memory, of the paper's decoders above all
+_MEMORY = "evaluation.json"
+
+Values = dict[str, float | None]
 
 
 class Reading(NamedTuple):
@@ -35,24 +37,20 @@ class Reading(NamedTuple):
 
 
 class HeldOut:
-    """A run's system, and the first `num_images` scenes of its test split (of all its scenes, where it has none).
-
-    Everything random starts from `seed` anew, so that no number depends on which others are asked for.
+    """A run's system, and the first `num_images` scenes of its test split (of the training split, where it has none).
 
     Raises:
         UserError: the folder is no run, its last checkpoint is damaged, or its data are gone.
     """
 
-    def __init__(self, folder: Path, *, num_images: int | None = None, seed: int = 0):
+    def __init__(self, folder: Path, *, num_images: int | None = None):
         self.run = Run.open(folder)
-        self.config, self.system, scenes = load_run(folder)
-        self.all_scenes = scenes
-        self.scenes = _first(scenes.split("test") if scenes.splits.get("test") else scenes, num_images)
+        self.config, self.system, self.all_scenes = load_run(folder)
+        self.scenes = self.all_scenes.split("test" if self.all_scenes.splits.get("test") else "train", num_images)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for program in (*self.system.orderless, *(self.system.ordered or ())):
             program.to(self.device)
         self.reader = Reader(self.system, self.device)
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.scenes.images)
@@ -63,8 +61,25 @@ class HeldOut:
         return {name: pair for name, pair in named.items() if pair}
 
     @property
-    def labels(self) -> UInt8[np.ndarray, "N H W"]:
-        return np.asarray(self.scenes.labels)
+    def source(self) -> dict[str, str]:
+        """What was trained, and on what: whatever is kept of a run counts for these alone."""
+        data = f"{self.scenes.name}, version {self.scenes.version}"
+        return {"checkpoint": self.run.checkpoints()[-1].name, "data": data}
+
+    def remember(self, name: str, protocol: dict, compute: Callable[[], Values]) -> Values:
+        """What the run's `evaluation.json` has by that name and of the same protocol; else computed, and written there.
+
+        The protocol is `protocol`, the number of images and `source`.
+        """
+        protocol = protocol | {"num_images": len(self)} | self.source
+        known = self._memory().get(name)
+        if known is None or known["protocol"] != protocol:
+            known = {"protocol": protocol, "values": compute()}
+            self.run.write_json(_MEMORY, self._memory() | {name: known})  # read anew: others may have written
+        return known["values"]
+
+    def _memory(self) -> dict:
+        return self.run.read_json(_MEMORY) if (self.run.folder / _MEMORY).exists() else {}
 
     def batches(self, images: UInt8[Array, "N H W C"], what: str) -> Iterator[Float[Tensor, "B C H W"]]:
         """Images as models see them, on their device."""
@@ -75,7 +90,7 @@ class HeldOut:
         self, images: UInt8[Array, "N H W C"], what: str
     ) -> Iterator[tuple[Float[Tensor, "B C H W"], OrderlessPosterior]]:
         """The same, each batch beside its orderless posterior."""
-        torch.manual_seed(self.seed)
+        torch.manual_seed(SEED)
         for batch in self.batches(images, what):
             yield batch, self.reader.infer(batch)
 
@@ -98,7 +113,7 @@ class HeldOut:
 
     def samples(self, pair: Pair, num_scenes: int, tau: float, what: str) -> Iterator[Rendering]:
         """Unconditional scenes, in batches."""
-        torch.manual_seed(self.seed)
+        torch.manual_seed(SEED)
         for first in progress(range(0, num_scenes, BATCH), what):
             yield sample_scenes(pair, min(BATCH, num_scenes - first), tau)
 
@@ -109,10 +124,5 @@ def segment(log_masks: Float[Tensor, "B K 1 H W"]) -> UInt8[np.ndarray, "B H W"]
 
 
 def progress(steps: range, what: str) -> tqdm:
-    """A bar with the time left, gone when done."""
-    return tqdm(steps, desc=what, leave=False, unit="batch", dynamic_ncols=True)
-
-
-def _first(scenes: Scenes, num: int | None) -> Scenes:
-    rows = range(min(num or len(scenes.images), len(scenes.images)))
-    return replace(scenes, splits={"held out": rows}).split("held out")
+    """A bar with the time left, gone when done; none where nobody watches."""
+    return tqdm(steps, desc=what, leave=False, disable=None, unit="batch", dynamic_ncols=True)

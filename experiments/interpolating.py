@@ -12,8 +12,9 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Count, Share, check_bounds
-from experiments.held_out import HeldOut
-from experiments.summary import prior_scenes, render_scenes
+from experiments.held_out import SEED, HeldOut
+from experiments.summary import INTERPOLATION, interpolation_rows, prior_scenes, render_scenes
+from experiments.systems import Pair
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import read_rgb
@@ -21,7 +22,7 @@ from pyro_lom.errors import UserError
 from pyro_lom.interpolation import random_walk, slerp
 
 DESCRIPTION = """Interpolate between scenes of a LOM along great circles, and walk at random: interpolate.py RUN
-[options]. A strip and two GIFs go to RUN/figures."""
+[options]. A strip and GIFs go to RUN/figures."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Arguments:
     between: tuple[str, str] | None = None
     """Two images, each a number of a held-out scene or a PNG or JPEG file; samples of the prior when not given."""
     num_paths: Count = 4
-    """Paths between samples of the prior, and walks."""
+    """Paths between samples of the prior, and random walks from samples."""
     steps: Count = 12
     """Scenes in a row of the strip."""
     frames: Count = 48
@@ -45,38 +46,45 @@ def main(arguments: list[str]) -> None:
     check_bounds(options)
     pyro.enable_validation(False)
     held_out = HeldOut(options.run)
-    pair, folder = held_out.system.ordered, held_out.run.figures
-    if pair is None:
+    if held_out.system.ordered is None:
         raise UserError(f"{options.run} has no scene latent to interpolate: name a run of a LOM")
-    torch.manual_seed(held_out.seed)
-    given = None if options.between is None else _images(options.between, held_out)
-    if given is None:
-        start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
-    else:
-        start, end = held_out.reader.latents(pair, given, held_out.reader.infer(given))[0].split(1)
-
-    rows = []
-    for path in slerp(start, end, options.steps).unbind(1):
-        rendering = render_scenes(pair, path)
-        rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
-    title = "Along great circles of s, slots at their prior means"
-    if given is not None:
-        ends = torch.ones(options.steps, *given.shape[1:])
-        ends[0], ends[-1] = given.cpu()
-        rows = [("given", ends), *rows]
-    figures.save_grid(folder / "slerp.png", rows, title)
-    there = _film(held_out, slerp(start, end, options.frames))
-    figures.save_gif(folder / "slerp.gif", torch.cat([there, there.flip(0)]))
-    figures.save_gif(
-        folder / "random-walk.gif", _film(held_out, random_walk(start, 2 * options.frames, options.stride))
-    )
-    for name in ("slerp.png", "slerp.gif", "random-walk.gif"):
-        print(folder / name)
+    torch.manual_seed(SEED)
+    paths = _between_samples(held_out, options) if options.between is None else _between_images(held_out, options)
+    for path in paths:
+        print(path)
 
 
-def _film(held_out: HeldOut, scenes: Float[Tensor, "T P Ds"]) -> Float[Tensor, "T _ H W"]:
+def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
+    pair, folder = held_out.system.ordered, held_out.run.figures
+    start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
+    figures.save_grid(folder / "interpolation.png", interpolation_rows(pair, start, end, options.steps), INTERPOLATION)
+    figures.save_gif(folder / "interpolation.gif", _there_and_back(pair, start, end, options.frames))
+    figures.save_gif(folder / "random-walk.gif", _film(pair, random_walk(start, 2 * options.frames, options.stride)))
+    return [folder / name for name in ("interpolation.png", "interpolation.gif", "random-walk.gif")]
+
+
+def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
+    pair, folder = held_out.system.ordered, held_out.run.figures
+    images = _images(options.between, held_out)
+    start, end = held_out.reader.latents(pair, images, held_out.reader.infer(images))[0].split(1)
+    ends = torch.ones(options.steps, *images.shape[1:])
+    ends[0], ends[-1] = images.cpu()
+    rows = [("given", ends), *interpolation_rows(pair, start, end, options.steps)]
+    figures.save_grid(folder / "between.png", rows, INTERPOLATION)
+    figures.save_gif(folder / "between.gif", _there_and_back(pair, start, end, options.frames))
+    return [folder / name for name in ("between.png", "between.gif")]
+
+
+def _there_and_back(
+    pair: Pair, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int
+) -> Float[Tensor, "T _ H W"]:
+    there = _film(pair, slerp(start, end, num))
+    return torch.cat([there, there.flip(0)])
+
+
+def _film(pair: Pair, scenes: Float[Tensor, "T P Ds"]) -> Float[Tensor, "T _ H W"]:
     """Frames with every path side by side, masks below."""
-    rendering = render_scenes(held_out.system.ordered, scenes.flatten(0, 1))
+    rendering = render_scenes(pair, scenes.flatten(0, 1))
     images = rendering.image.expand(-1, 3, -1, -1)
     both = torch.cat([images, figures.colour_masks(rendering.log_masks)], dim=-2).unflatten(0, scenes.shape[:2])
     return torch.cat(both.unbind(1), dim=-1)

@@ -1,5 +1,6 @@
 """From names on disk to objects: the scenes of a configuration, and the system of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -46,9 +47,25 @@ def _how_to_get(path: str) -> str:
     place, source = _PUBLISHED[path]
     name = Path(path).stem
     return (
-        f"Import what {place} publishes: python experiments/data.py import {name} {source} {path} | or name your own "
-        "with --data.path"
+        f"Render a stand-in: python experiments/data.py render {name} {path} | or import what {place} publishes: "
+        f"python experiments/data.py import {name} {source} {path} | or name your own with --data.path"
     )
+
+
+def check_runs(folders: Sequence[Path], command: str) -> None:
+    """Refuse what `load_run` would, but for their data, before time is spent on the first of many.
+
+    Raises:
+        UserError: there are none, one is given twice, is no run, or has no checkpoint that can be read.
+    """
+    if not folders:
+        raise UserError(f"name one or more run folders: {command} runs/00000-...")
+    for number, folder in enumerate(folders):
+        run = Run.open(folder)
+        from_dict(run.read_json("config.json"), place=f"{folder}/config.json")
+        run.load_checkpoint()
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise UserError(f"{folder} is named twice: name each run once")
 
 
 def load_run(folder: str | Path, *, scene_prior: nn.Module | None = None) -> tuple[Config, System, Scenes]:

@@ -1,46 +1,38 @@
 """Every metric that `experiments/evaluate.py` knows, by name: a function of a run beside its held-out scenes.
 
-Each returns numbers by name, None where a thing cannot be known, or raises `UserError` where the metric makes no sense.
+What else a number depends on, such as the temperature of samples, are the function's keyword arguments. Each returns
+numbers by name, None where a thing cannot be known, or raises `UserError` where the metric makes no sense for the data.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.held_out import HeldOut, progress, segment
+from experiments.held_out import BATCH, SEED, HeldOut, Values, progress, segment
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.dci import dci, match_objects
-from pyro_lom.metrics.features import PCA_IMAGES, EfficientNetLite0, Extractor, Inception, moments, pca64
-from pyro_lom.metrics.frechet import frechet_distance
+from pyro_lom.metrics.features import EfficientNetLite0, Inception, PixelPCA
+from pyro_lom.metrics.frechet import Extractor, frechet_distance, moments
 from pyro_lom.metrics.iou import mean_iou, segmentation_covering
 from pyro_lom.metrics.log_likelihood import importance_weighted
 from pyro_lom.metrics.slot_order import portraits, slot_order_stability
 from pyro_lom.metrics.stacks import break_stacks, stacks_stand
-from pyro_lom.metrics.structure import structure_accuracy
+from pyro_lom.metrics.structure import flood_fill, towers_stand
 
-Values = dict[str, float | None]
 _SCENES_AT_ONCE = 512  # tables of pixel counts are in float64
 _DCI_SCENES = 1000
+_PCA_SCENES = 2048  # a bound on memory
 
 
-class Settings(NamedTuple):
-    """What the numbers depend on, beside the run."""
-
-    num_images: int
-    temperature: float
-    likelihood_images: int
-    likelihood_samples: int
-    inception_weights: Path | None
-
-
-def ari(held_out: HeldOut, settings: Settings) -> Values:
+def ari(held_out: HeldOut) -> Values:
     """Adjusted Rand index without and with the background, in [-1, 1], by source of the masks."""
     labels, values = _labels(held_out), {}
     for source, segments in held_out.reading.segments.items():
@@ -49,7 +41,7 @@ def ari(held_out: HeldOut, settings: Settings) -> Values:
     return values
 
 
-def covering(held_out: HeldOut, settings: Settings) -> Values:
+def covering(held_out: HeldOut) -> Values:
     """Mean IoU over all entities, and segmentation covering of objects (SC, mSC), in [0, 1], by source of the masks."""
     labels, values = _labels(held_out), {}
     for source, segments in held_out.reading.segments.items():
@@ -63,71 +55,82 @@ def covering(held_out: HeldOut, settings: Settings) -> Values:
     return values
 
 
-def frechet_pca64(held_out: HeldOut, settings: Settings) -> Values:
+def frechet_pca64(held_out: HeldOut, *, temperature: float) -> Values:
     """Frechet distance over 64 principal components of pixels, in squared intensities."""
-    return _frechet("fd_pca64", held_out, settings)
+    return {"fd_pca64": frechet_distances(held_out, pixel_pca(held_out), [temperature])[0]}
 
 
-def frechet_efficientnet(held_out: HeldOut, settings: Settings) -> Values:
+def frechet_efficientnet(held_out: HeldOut, *, temperature: float) -> Values:
     """Frechet distance over features of EfficientNet-lite0: no FID."""
-    return _frechet("fd_efficientnet", held_out, settings)
+    return {"fd_efficientnet": frechet_distances(held_out, EfficientNetLite0(held_out.device), [temperature])[0]}
 
 
-def frechet_inception(held_out: HeldOut, settings: Settings) -> Values:
+def frechet_inception(held_out: HeldOut, *, temperature: float, inception_weights: Path | None) -> Values:
     """FID; the paper's protocol has 10,000 real and 10,000 generated images."""
-    return _frechet("fid", held_out, settings)
+    extractor = Inception(held_out.device, inception_weights)
+    print(f"FID: weights {inception_weights}, SHA-256 {extractor.sha256}", file=sys.stderr)
+    return {"fid": frechet_distances(held_out, extractor, [temperature])[0]}
 
 
-def structure(held_out: HeldOut, settings: Settings) -> Values:
+def structure(held_out: HeldOut, *, temperature: float) -> Values:
     """Structure accuracy of samples, and of scenes whose answer is known, all in [0, 1].
 
     Four more numbers say how far to trust it: the share of held-out scenes that the rule accepts, intact and broken by
     code, on their labels and on the final model's own masks of their reconstructions. Of a perfect rule and model,
     intact ones are 1 and broken ones 0. On towers a stricter rule on flood-filled pixels stands beside it.
     """
-    labels, final = _labels(held_out).numpy(), list(held_out.pairs)[-1]
+    scenes, labels, final = held_out.scenes, _labels(held_out).numpy(), list(held_out.pairs)[-1]
+    labels_intact = stacks_stand(labels).mean().item()
+    if labels_intact < 0.5:
+        raise UserError(f"structure accuracy is for scenes of one stack: {labels_intact:.0%} of the real ones show one")
     images, broken_labels = break_stacks(
-        np.asarray(held_out.scenes.images), labels, num_background=held_out.scenes.num_background, seed=held_out.seed
+        np.asarray(scenes.images), labels, num_background=scenes.num_background, seed=SEED
     )
     if not len(images):
         raise UserError("structure accuracy needs scenes of two objects or more to be tested on: the data have none")
     broken = held_out.read(images, "segmenting broken scenes").segments[final]
-    stands, in_pixels = [], []
-    pair = held_out.pairs[final]
-    for sample in held_out.samples(pair, settings.num_images, settings.temperature, "sampling for structure"):
-        stands.append(stacks_stand(segment(sample.log_masks)))
-        if held_out.scenes.name == "towers":
-            max_blocks = held_out.scenes.factors["present"].shape[1]
-            in_pixels += [structure_accuracy(sample.image.cpu().numpy(), max_blocks)] * len(sample.image)
+    stand, stand_in_pixels = [], []
+    samples = held_out.samples(held_out.pairs[final], len(held_out), temperature, "sampling for structure")
+    for sample in samples:
+        stand.append(stacks_stand(segment(sample.log_masks)))
+        if scenes.name == "towers":
+            pixels, max_blocks = sample.image.cpu().numpy(), scenes.factors["present"].shape[1]
+            stand_in_pixels.append(towers_stand(pixels, flood_fill(pixels), max_blocks))
     return {
-        "structure": np.concatenate(stands).mean().item(),
-        "structure_pixels": float(np.mean(in_pixels)) if in_pixels else None,
-        "structure_labels_intact": stacks_stand(labels).mean().item(),
+        "structure": np.concatenate(stand).mean().item(),
+        "structure_pixels": np.concatenate(stand_in_pixels).mean().item() if stand_in_pixels else None,
+        "structure_labels_intact": labels_intact,
         "structure_labels_broken": stacks_stand(broken_labels).mean().item(),
         "structure_masks_intact": stacks_stand(held_out.reading.segments[final]).mean().item(),
         "structure_masks_broken": stacks_stand(broken).mean().item(),
     }
 
 
-def disentanglement(held_out: HeldOut, settings: Settings) -> Values:
+def disentanglement(held_out: HeldOut) -> Values:
     """DCI of the orderless posterior's means, slots matched to objects by the orderless decoder's masks.
 
     Of the first 1000 scenes at most, as boosted trees are slow; the published script takes 320.
     """
     scenes, few = held_out.scenes, slice(_DCI_SCENES)
-    if not scenes.factors:
+    labels = _labels(held_out)[few]
+    num_objects = int(labels.max()) + 1 - scenes.num_background
+    # Fewer columns than objects hold what is said of a scene as a whole, such as whether a stack stands.
+    of_objects = {
+        name: np.asarray(values[few]) for name, values in scenes.factors.items() if values.shape[1] >= num_objects
+    }
+    if not of_objects:
         raise UserError("DCI needs factors/<name> of objects in the data set, and it has none")
     codes, factors = match_objects(
         held_out.reading.slots[few],
         torch.from_numpy(held_out.reading.segments["orderless"][few]),
-        _labels(held_out)[few],
-        {name: values[few] for name, values in scenes.factors.items()},
+        labels,
+        of_objects,
         num_background=scenes.num_background,
     )
-    return {f"dci_{name}": score for name, score in dci(codes, factors, seed=held_out.seed)._asdict().items()}
+    return {f"dci_{name}": score for name, score in dci(codes, factors, seed=SEED)._asdict().items()}
 
 
-def likelihood(held_out: HeldOut, settings: Settings) -> Values:
+def likelihood(held_out: HeldOut, *, likelihood_images: int, likelihood_samples: int) -> Values:
     """ELBO and KLs of all images, and the importance-weighted log p(x) of some, in nats per scene, pair by pair."""
     parts: dict[str, list[Tensor]] = {}
     for batch, orderless in held_out.inferred(held_out.scenes.images, "ELBO"):
@@ -138,27 +141,27 @@ def likelihood(held_out: HeldOut, settings: Settings) -> Values:
                 parts.setdefault(f"{part}_{name}", []).append(of_scenes.double())
     values: Values = {name: torch.cat(of_scenes).mean().item() for name, of_scenes in parts.items()}
 
-    few = float_images(held_out.scenes.images[: settings.likelihood_images])
-    torch.manual_seed(held_out.seed)
+    few = float_images(held_out.scenes.images[:likelihood_images])
+    torch.manual_seed(SEED)
     for name, pair in held_out.pairs.items():
         bounds = [
-            importance_weighted(*pair, few[first : first + 25].to(held_out.device), settings.likelihood_samples)
-            for first in progress(range(0, len(few), 25), f"log p(x), {name}")
+            importance_weighted(*pair, few[first : first + BATCH].to(held_out.device), likelihood_samples)
+            for first in progress(range(0, len(few), BATCH), f"log p(x), {name}")
         ]
         values[f"log_likelihood_{name}"] = torch.cat(bounds).double().mean().item()
     return values
 
 
-def slot_order(held_out: HeldOut, settings: Settings) -> Values:
-    """Slot-order stability of samples, and of reconstructions, in [0, 1]; and what chance would give."""
+def slot_order(held_out: HeldOut, *, temperature: float) -> Values:
+    """Slot-order stability of samples, in [0, 1], and what chance would give."""
     pair = held_out.system.final
-    samples = held_out.samples(pair, settings.num_images, settings.temperature, "sampling for slot order")
+    samples = held_out.samples(pair, len(held_out), temperature, "sampling for slot order")
     found = [portraits(sample) for sample in samples]
     value = slot_order_stability(*(torch.cat(part) for part in zip(*found, strict=True)))
     return {"slot_order": value, "slot_order_chance": 1 / pair.model.num_slots}
 
 
-MEASURES: dict[str, Callable[[HeldOut, Settings], Values]] = {
+MEASURES: dict[str, Callable[..., Values]] = {
     "ari": ari,
     "covering": covering,
     "fd-pca64": frechet_pca64,
@@ -171,35 +174,20 @@ MEASURES: dict[str, Callable[[HeldOut, Settings], Values]] = {
 }
 
 
-def measure(name: str, held_out: HeldOut, settings: Settings) -> Values:
-    """A metric's numbers, None for those that are not finite.
+def measure(name: str, held_out: HeldOut, settings: dict) -> Values:
+    """A metric's numbers, remembered or computed, with those of `settings` that it depends on; None where not finite.
 
     Raises:
         UserError: the metric makes no sense for these data.
     """
-    values = MEASURES[name](held_out, settings)
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+    function = MEASURES[name]
+    used = {key: settings[key] for key in signature(function).parameters if key != "held_out"}
+    protocol = {key: str(value) if isinstance(value, Path) else value for key, value in used.items()}
+    return held_out.remember(name, protocol, lambda: _finite(function(held_out, **used)))
 
 
-def _labels(held_out: HeldOut) -> Tensor:
-    if held_out.scenes.labels is None:
-        raise UserError("the data set has no labels")
-    return torch.from_numpy(np.array(held_out.scenes.labels))
-
-
-def _frechet(name: str, held_out: HeldOut, settings: Settings) -> Values:
-    (distance,) = frechet_by_temperature(name, held_out, [settings.temperature], settings.inception_weights)
-    return {name: distance}
-
-
-def frechet_by_temperature(
-    name: str, held_out: HeldOut, taus: Sequence[float], inception_weights: Path | None = None
-) -> list[float]:
-    """Frechet distance of as many samples as there are held-out scenes to these, at each temperature.
-
-    `name` is "fd_pca64", "fd_efficientnet" or "fid".
-    """
-    extractor = _extractor(name, held_out, inception_weights)
+def frechet_distances(held_out: HeldOut, extractor: Extractor, taus: Sequence[float]) -> list[float]:
+    """Frechet distance of as many samples as there are held-out scenes to these, at each temperature."""
     real = moments(held_out.batches(held_out.scenes.images, "features of real images"), extractor)
     distances = []
     for tau in taus:
@@ -208,11 +196,16 @@ def frechet_by_temperature(
     return distances
 
 
-def _extractor(name: str, held_out: HeldOut, inception_weights: Path | None) -> Extractor:
-    if name == "fd_pca64":
-        return pca64(float_images(held_out.scenes.images[:PCA_IMAGES]))
-    if name == "fd_efficientnet":
-        return EfficientNetLite0(held_out.device)
-    extractor = Inception(held_out.device, inception_weights)
-    print(f"FID: weights {inception_weights}, SHA-256 {extractor.sha256}")
-    return extractor
+def pixel_pca(held_out: HeldOut) -> PixelPCA:
+    """The components of the first 2048 held-out images."""
+    return PixelPCA(float_images(held_out.scenes.images[:_PCA_SCENES]))
+
+
+def _finite(values: Values) -> Values:
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+
+
+def _labels(held_out: HeldOut) -> Tensor:
+    if held_out.scenes.labels is None:
+        raise UserError("the data set has no labels")
+    return torch.from_numpy(np.array(held_out.scenes.labels))

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import cli
-from pyro_lom.errors import UserError
 from pyro_lom.figures import save_curves
 from pyro_lom.runs import Run, replacing
 
@@ -22,8 +21,8 @@ _CAPTIONS = {  # in this order; other pictures come after them
     "samples": "Unconditional samples",
     "samples-ordered-slots": "Samples slot by slot",
     "samples-orderless-slots": "Samples of the orderless model, slot by slot",
-    "interpolation": "Between samples of the scene prior",
-    "slerp": "Along great circles of s",
+    "interpolation": "From one scene to another along great circles of s",
+    "between": "Between two given scenes",
     "random-walk": "Random walks of s",
     "retrieval": "Nearest scenes by s, re-ranked by a slot",
     "structure": "Samples, numbered, to count structure by hand",
@@ -56,8 +55,7 @@ def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="report.py", description=DESCRIPTION)
     run = Run.open(options.run)
     path = options.output or run.folder / "report.html"
-    if path.is_dir() or not path.parent.is_dir():  # the run's own folder is there
-        raise UserError(f"--output {path}: name a file in a folder that is there")
+    cli.check_output(path)
     if run.metrics():
         save_curves(run.figures / "curves.png", run.metrics())
     with replacing(path) as temporary:
@@ -108,7 +106,8 @@ def _figure(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     alt = html.escape(caption)
     source = f"data:{_TYPES[path.suffix]};base64,{data}"
-    return f'<figure><figcaption>{alt}</figcaption><img alt="{alt}" src="{source}"></figure>'
+    title = f"<figcaption>{alt}</figcaption>" if path.suffix == ".gif" else ""  # the others have one inside
+    return f'<figure>{title}<img alt="{alt}" src="{source}"></figure>'
 
 
 def _tables(values: dict[str, Any], caption: str = "") -> str:

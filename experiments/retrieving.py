@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Count, check_bounds
-from experiments.held_out import HeldOut, segment
+from experiments.held_out import SEED, HeldOut, segment
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     print(f"{len(index.scenes)} scenes; variance of s along the components: {shares} % of all")
 
     queries = float_images(held_out.scenes.images[list(options.queries)])
-    torch.manual_seed(held_out.seed)  # whether the index was built or read
+    torch.manual_seed(SEED)  # whether the index was built or read
     scenes, slots = _latents(held_out, queries.to(held_out.device))
     rows = []
     for number, query, scene, own in zip(options.queries, queries, scenes, slots, strict=True):
@@ -78,6 +78,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _check(options: Arguments, held_out: HeldOut) -> None:
+    if not options.queries:
+        raise UserError(f"--queries needs one or more numbers of held-out scenes, from 0 to {len(held_out) - 1}")
     for query in options.queries:
         if not 0 <= query < len(held_out):
             raise UserError(f"--queries {query}: held-out scenes go from 0 to {len(held_out) - 1}")
@@ -87,15 +89,15 @@ def _check(options: Arguments, held_out: HeldOut) -> None:
 
 
 def _index(held_out: HeldOut, train: Scenes, num_scenes: int) -> Index:
-    """The index on disk, built where there is none of this checkpoint and size."""
+    """The index on disk, built where there is none of this checkpoint, data set and size."""
     path = held_out.run.folder / "retrieval.safetensors"
-    about = {"checkpoint": held_out.run.checkpoints()[-1].name, "num_scenes": str(num_scenes)}
+    about = held_out.source | {"num_scenes": str(num_scenes)}
     if path.exists():
         index, found = Index.load(path)
         if found == about:
             return index
     started = time.monotonic()
-    torch.manual_seed(held_out.seed)
+    torch.manual_seed(SEED)
     parts = [_latents(held_out, images) for images in held_out.batches(train.images[:num_scenes], "indexing")]
     index = Index.build(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     index.save(path, about)

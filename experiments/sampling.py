@@ -12,13 +12,15 @@ import tyro
 from torch import Tensor
 
 from experiments import cli
-from experiments.config import Count, Positive, check_bounds
-from experiments.held_out import HeldOut
-from experiments.measures import frechet_by_temperature
-from experiments.tables import Row, grid, group_by_config
+from experiments.config import Bound, Count, Positive, check_bounds
+from experiments.held_out import SEED, HeldOut, Values
+from experiments.loading import check_runs
+from experiments.measures import frechet_distances, pixel_pca
+from experiments.summary import sample_scenes
+from experiments.tables import Row, by_configuration, grid, spread
 from pyro_lom import figures
-from pyro_lom.errors import UserError
-from pyro_lom.runs import Run
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.metrics.features import EfficientNetLite0
 from pyro_lom.types import Rendering
 
 DESCRIPTION = """Draw unconditional scenes and reconstructions of runs, slot by slot: sample.py RUN... [options].
@@ -26,15 +28,14 @@ Pictures go to RUN/figures."""
 
 _TAUS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of Figure 7
 _MEAN_OF = 128
-_FILE = "temperature-sweep.json"
 
 
 @dataclass(frozen=True)
 class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders."""
-    num_scenes: Count = 12
-    """Scenes in a picture."""
+    num_scenes: Annotated[int, Bound("from 1 to 100", lambda number: 1 <= number <= 100)] = 12
+    """Scenes in a picture, a column each."""
     temperature: Positive = 0.8
     """tau, of samples (Sec. 4.1)."""
     sweep: bool = False
@@ -50,13 +51,9 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="sample.py", description=DESCRIPTION)
     check_bounds(options)
-    if not options.runs:
-        raise UserError("name one or more run folders: sample.py runs/00000-...")
-    for folder in options.runs:
-        Run.open(folder)
-    if options.sweep and not options.output.parent.is_dir():
-        folder = options.output.parent
-        raise UserError(f"--output {options.output}: there is no folder {folder}; make it or name another")
+    check_runs(options.runs, "sample.py")
+    if options.sweep:
+        cli.check_output(options.output)
     pyro.enable_validation(False)
     if options.sweep:
         _sweep(options)
@@ -71,7 +68,8 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     paths = []
     for name, pair in reversed(held_out.pairs.items()):
         tau, num = options.temperature, options.num_scenes
-        samples = next(held_out.samples(pair, max(_MEAN_OF, num), tau, "sampling"))
+        torch.manual_seed(SEED)
+        samples = sample_scenes(pair, max(_MEAN_OF, num), tau)
         paths.append(held_out.run.figures / f"samples-{name}-slots.png")
         means = [samples.image.mean(0), torch.ones_like(samples.image[0]), *figures.single_slots(samples).mean(0)]
         rows = _rows(Rendering(*(part[:num] for part in samples)))
@@ -83,10 +81,12 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
 
 def _reconstructions(held_out: HeldOut) -> Path:
     scenes = held_out.scenes
-    images, orderless = next(held_out.inferred(scenes.images, "reconstructing"))
+    torch.manual_seed(SEED)
+    images = float_images(scenes.images)
+    orderless = held_out.reader.infer(images)
     rows = [("input", images)]
     if scenes.labels is not None:
-        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels[: len(images)])).long())))
+        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels)).long())))
     if orderless.log_masks is not None:
         rows.append(("encoder's masks", figures.colour_masks(orderless.log_masks)))
     for name, pair in held_out.pairs.items():
@@ -106,14 +106,12 @@ def _rows(rendering: Rendering) -> list[tuple[str, Tensor]]:
 
 def _sweep(options: Arguments) -> None:
     rows = [_swept(folder, options) for folder in options.runs]
-    lines, table = {}, [["model", "runs", *(f"tau = {tau:g}" for tau in _TAUS)]]
-    for label, group in group_by_config(rows).items():
-        distances = np.array([[row.values[f"{tau:g}"] for tau in _TAUS] for row in group])
-        means, deviations = distances.mean(0), distances.std(0, ddof=min(1, len(group) - 1))
-        lines[label] = (_TAUS, means.tolist(), deviations.tolist())
-        bars = [f" ± {deviation:.1f}" if len(group) > 1 else "" for deviation in deviations]
-        cells = [f"{mean:.1f}{bar}" for mean, bar in zip(means, bars, strict=True)]
-        table.append([label, str(len(group)), *cells])
+    lines, table = {}, [["model", "runs", "images", *(f"tau = {tau:g}" for tau in _TAUS)]]
+    for label, group in by_configuration(rows).items():
+        distances = [[row.values[f"{tau:g}"] for row in group] for tau in _TAUS]
+        deviations = [np.std(of_runs, ddof=1).item() if len(group) > 1 else 0.0 for of_runs in distances]
+        lines[label] = (_TAUS, [np.mean(of_runs).item() for of_runs in distances], deviations)
+        table.append([label, str(len(group)), str(group[0].num_images), *(spread(of_runs, 1) for of_runs in distances)])
     name = {"efficientnet": "FD-EfficientNet", "pca64": "FD-PCA64"}[options.features]
     figures.save_error_bars(options.output, lines, x="temperature", y=name)
     print(f"**{name} of samples by temperature**\n\n{grid(table)}\n")
@@ -121,17 +119,13 @@ def _sweep(options: Arguments) -> None:
 
 
 def _swept(folder: Path, options: Arguments) -> Row:
-    print(f"{folder}: sweeping ...", file=sys.stderr)
     held_out = HeldOut(folder, num_images=options.num_images)
-    protocol = {
-        "features": options.features,
-        "num_images": len(held_out),
-        "seed": held_out.seed,
-        "checkpoint": held_out.run.checkpoints()[-1].name,
-    }
-    known = held_out.run.read_json(_FILE) if (held_out.run.folder / _FILE).exists() else {}
-    if known.get("protocol") != protocol:
-        distances = frechet_by_temperature(f"fd_{options.features}", held_out, _TAUS)
-        known = {"protocol": protocol, "values": {f"{tau:g}": d for tau, d in zip(_TAUS, distances, strict=True)}}
-        held_out.run.write_json(_FILE, known)
-    return Row(folder, held_out.config, len(held_out), known["values"])
+
+    def distances() -> Values:
+        print(f"{folder}: sweeping ...", file=sys.stderr)
+        extractor = pixel_pca(held_out) if options.features == "pca64" else EfficientNetLite0(held_out.device)
+        found = frechet_distances(held_out, extractor, _TAUS)
+        return {f"{tau:g}": distance for tau, distance in zip(_TAUS, found, strict=True)}
+
+    values = held_out.remember(f"sweep-{options.features}", {}, distances)
+    return Row(folder, held_out.config, held_out.source["checkpoint"], len(held_out), values)

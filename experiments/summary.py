@@ -15,10 +15,12 @@ from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.elbo import Terms, TraceScene_ELBO
+from pyro_lom.errors import UserError
 from pyro_lom.interpolation import slerp
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.binding import Binding, binding
-from pyro_lom.metrics.frechet import PixelPCA, fd_pca
+from pyro_lom.metrics.features import PixelPCA
+from pyro_lom.metrics.frechet import frechet_distance, moments
 from pyro_lom.metrics.kmeans import kmeans_rgb
 from pyro_lom.metrics.structure import cut_and_paste, structure_accuracy
 from pyro_lom.runs import Run
@@ -26,6 +28,7 @@ from pyro_lom.temperature import temperature
 from pyro_lom.types import OrderlessPosterior, Rendering
 
 TEMPERATURE = 0.8  # of all samples in the paper (Sec. 4.1)
+INTERPOLATION = "From one scene to another along a great circle of s, slots at their prior means"
 _BATCH = 128
 
 
@@ -205,10 +208,14 @@ def summarise(
         summary["structure_cut_and_paste"] = stands(cut_and_paste(real))
         for name, scene_images in generated.items():
             summary[f"structure_{name}"] = None if scene_images is None else stands(scene_images.numpy())
-    pca = PixelPCA.fit(images, min(64, len(images) - 1)) if len(images) > 1 else None
+    try:
+        pca = PixelPCA(images)
+    except UserError:  # too few, or all alike
+        pca = None
+    real = pca and moments([images], pca)
     for name in ("samples", "orderless_prior", "shuffled_posterior"):
         known = pca and generated[name] is not None
-        summary[f"fd_pca64_{name}"] = fd_pca(images, generated[name], pca) if known else None
+        summary[f"fd_pca64_{name}"] = frechet_distance(real, moments([generated[name]], pca)) if known else None
     return {name: value if value is not None and math.isfinite(value) else None for name, value in summary.items()}
 
 
@@ -218,6 +225,17 @@ def shuffled_posterior(system: System, orderless: OrderlessPosterior) -> Renderi
     slots = torch.normal(orderless.loc, orderless.scale).flatten(0, 1)
     shuffled = slots[torch.randperm(len(slots), device=slots.device)].view_as(orderless.loc)
     return _join([system.orderless.model.render(part) for part in shuffled.split(_BATCH)])
+
+
+def interpolation_rows(
+    pair: Pair, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int
+) -> list[tuple[str, Float[Tensor, "num _ H W"]]]:
+    """Images and masks along each of P great circles, in `num` steps."""
+    rows = []
+    for path in slerp(start, end, num).unbind(1):
+        rendering = render_scenes(pair, path)
+        rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
+    return rows
 
 
 @torch.no_grad()
@@ -261,11 +279,7 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
 
     if system.ordered:
         start, end = prior_scenes(system.ordered, 8).chunk(2)
-        rows = []
-        for path in slerp(start, end, num).unbind(1):
-            rendering = render_scenes(system.ordered, path)
-            rows += [("SLERP", rendering.image), ("masks", figures.colour_masks(rendering.log_masks))]
-        save("interpolation", rows, "From one scene to another along a great circle of s, slots at their prior means")
+        save("interpolation", interpolation_rows(system.ordered, start, end, num), INTERPOLATION)
 
     paths.append(run.figures / "curves.png")
     figures.save_curves(paths[-1], run.metrics())

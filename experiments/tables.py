@@ -1,13 +1,16 @@
 """Tables over runs in Markdown, where runs that differ in nothing but their seed share a row."""
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config import Config, to_dict
-from experiments.measures import Values
+from experiments.config import Config, overrides, to_dict
+from experiments.held_out import Values
+from experiments.presets import PRESETS
 
 
 class Row(NamedTuple):
@@ -15,6 +18,7 @@ class Row(NamedTuple):
 
     folder: Path
     config: Config
+    checkpoint: str
     num_images: int
     values: Values
 
@@ -76,11 +80,11 @@ _TABLES = {
 
 
 def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
-    """All tables of which some number is known, and the command behind each row.
+    """All tables of which some number is known, and the commands that make each row, in Markdown.
 
     Standard deviations are those of a sample (divided by the number of runs less one); a run alone has none.
     """
-    groups = group_by_config(rows)
+    groups = by_configuration(rows)
     parts = []
     for title, columns in _TABLES.items():
         known = [column for column in columns if any(row.values.get(column.key) is not None for row in rows)]
@@ -91,24 +95,47 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
                 for label, group in groups.items()
             ]
             parts.append(f"**{title}**\n\n{grid([head, *lines])}")
-    made_by = [[label, f"`{command([row.folder for row in group])}`"] for label, group in groups.items()]
-    parts.append(f"**Made by**\n\n{grid([['model', 'command'], *made_by])}")
-    return "\n\n".join(parts)
+    made_by = []
+    for label, group in groups.items():
+        made_by += [f"# {label}", *(_training(row.config) for row in group), command([row.folder for row in group])]
+    return "\n\n".join([*parts, "**Made by**", "\n".join(["```", *made_by, "```"])])
 
 
-def group_by_config(rows: list[Row]) -> dict[str, list[Row]]:
+def by_configuration(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows under a label, those together that differ in nothing but their seed."""
-    by_config: dict[str, list[Row]] = {}
+    alike: dict[str, list[Row]] = {}
     for row in rows:
-        by_config.setdefault(str(to_dict(row.config) | {"seed": None}), []).append(row)
-    presets = [group[0].config.preset for group in by_config.values()]
+        alike.setdefault(f"{row.checkpoint} {to_dict(row.config) | {'seed': None}}", []).append(row)
+    presets = [group[0].config.preset for group in alike.values()]
     groups = {}
-    for group in by_config.values():
+    for group in alike.values():
         label = group[0].config.preset
         if presets.count(label) > 1:  # of other options: told apart by the numbers of the runs
             label += f" ({', '.join(row.folder.resolve().name.partition('-')[0] for row in group)})"
         groups[label] = group
     return groups
+
+
+def spread(numbers: list[float], digits: int) -> str:
+    """Mean and standard deviation of runs, of one run its number."""
+    mean = f"{np.mean(numbers):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}"
+
+
+def grid(lines: list[list[str]]) -> str:
+    """Cells padded so that the table reads well as plain text, too."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([padded[0], rule, *padded[1:]])
+
+
+def _training(config: Config) -> str:
+    """The command that trains a run, by the presets of today."""
+    if config.preset not in PRESETS:
+        return f"# trained by a preset that is no more: {config.preset}, seed {config.seed}"
+    options = overrides(config, replace(PRESETS[config.preset](), seed=config.seed))
+    return shlex.join(["python", "experiments/fit.py", config.preset, "--seed", str(config.seed), *options])
 
 
 def _images(group: list[Row]) -> str:
@@ -118,17 +145,5 @@ def _images(group: list[Row]) -> str:
 
 
 def _cell(group: list[Row], column: Column) -> str:
-    numbers = [row.values[column.key] for row in group if row.values.get(column.key) is not None]
-    if not numbers:
-        return "-"
-    scaled = np.array(numbers) * column.factor
-    mean = f"{scaled.mean():.{column.digits}f}"
-    return mean if len(scaled) == 1 else f"{mean} ± {scaled.std(ddof=1):.{column.digits}f}"
-
-
-def grid(lines: list[list[str]]) -> str:
-    """Cells padded so that the table reads well as plain text, too."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])
+    numbers = [column.factor * row.values[column.key] for row in group if row.values.get(column.key) is not None]
+    return spread(numbers, column.digits) if numbers else "-"

@@ -113,12 +113,13 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
 def save_error_bars(
     path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], *, x: str, y: str
 ) -> None:
-    """Write lines by label, each as its places, means and standard deviations."""
+    """Write lines by label, each as its places, means and standard deviations; bars where there is one above 0."""
     figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
     axis = figure.subplots()
     for style, (label, (places, means, deviations)) in zip(cycle(("-", "--", ":", "-.")), lines.items()):
-        axis.errorbar(places, means, yerr=deviations, label=label, linestyle=style, marker="o", markersize=3, capsize=3)
-    axis.set(xlabel=x, ylabel=y)
+        bars = deviations if any(deviations) else None
+        axis.errorbar(places, means, yerr=bars, label=label, linestyle=style, marker="o", markersize=3, capsize=3)
+    axis.set(xlabel=x, ylabel=y, xticks=sorted({place for places, _, _ in lines.values() for place in places}))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
     _save(figure, path)

@@ -18,6 +18,7 @@ class Index(NamedTuple):
 
     scenes: Float[np.ndarray, "N Ds"]
     slots: Float[np.ndarray, "N K Dz"]
+    projected: Float[np.ndarray, "N D"]  # scenes along the components
     mean: Float[np.ndarray, "Ds"]
     components: Float[np.ndarray, "D Ds"]
     explained: Float[np.ndarray, "D"]  # share of the variance of s along each component
@@ -37,7 +38,7 @@ class Index(NamedTuple):
                 f"{scenes.shape[0]} scenes of {scenes.shape[1]}: index more scenes"
             )
         pca = PCA(num_components, svd_solver="full").fit(scenes)
-        parts = (pca.mean_, pca.components_, pca.explained_variance_ratio_)
+        parts = (pca.transform(scenes), pca.mean_, pca.components_, pca.explained_variance_ratio_)
         return cls(scenes, slots, *(part.astype(np.float32) for part in parts))
 
     def save(self, path: Path, about: dict[str, str]) -> None:
@@ -59,13 +60,9 @@ class Index(NamedTuple):
         except (OSError, SafetensorError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it to build it again") from error
 
-    def project(self, scenes: Float[np.ndarray, "B Ds"]) -> Float[np.ndarray, "B D"]:
-        """Coordinates along the components."""
-        return (scenes - self.mean) @ self.components.T
-
     def nearest(self, scene: Float[np.ndarray, "Ds"], num: int = 5) -> Int[np.ndarray, "num"]:
         """Rows of the nearest scenes by Euclidean distance along the components, nearest first."""
-        distance = np.square(self.project(self.scenes) - self.project(scene[None])).sum(1)
+        distance = np.square(self.projected - (scene - self.mean) @ self.components.T).sum(1)
         nearest = np.argpartition(distance, min(num, len(distance)) - 1)[:num]
         return nearest[distance[nearest].argsort()]
 

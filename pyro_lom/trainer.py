@@ -208,11 +208,12 @@ class Trainer:
         return module, optimizer
 
     @torch.no_grad()
-    def _infer_all(self, batch_size: int = 256) -> OrderlessPosterior:
+    def _infer_all(self, batch_size: int = 64) -> OrderlessPosterior:
         """The orderless posterior of every training image, once, while the orderless pair stands still."""
         self._seed("orderless posteriors")
         guide, parts = self.objective.pairs["orderless"].guide, []
         for first in range(0, len(self.images), batch_size):
+            self.progress.set_description_str(f"orderless posteriors {first}/{len(self.images)}")
             images = torch.from_numpy(self.images[first : first + batch_size].copy())
             inferred = guide.infer(to_float(self.fabric.to_device(images.permute(0, 3, 1, 2))))
             parts.append((inferred.loc, inferred.scale))

@@ -11,6 +11,10 @@ import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pyro_lom.data.renderers.objects_room import ObjectsRoom  # noqa: E402
+from pyro_lom.data.renderers.view import mujoco_with_gl  # noqa: E402
+from pyro_lom.errors import UserError  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def clean_slate():
@@ -18,3 +22,20 @@ def clean_slate():
     torch.manual_seed(0)
     with pyro.validation_enabled():
         yield
+
+
+@pytest.fixture(scope="session")
+def mujoco():
+    """MuJoCo with OpenGL; tests are skipped where it is not."""
+    try:
+        assert ObjectsRoom().engine.startswith("mujoco ")
+        return mujoco_with_gl()
+    except UserError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def mitsuba():
+    """Mitsuba; tests are skipped where it is not."""
+    reason = "Mitsuba is not installed: it comes with the extra clevr"
+    return pytest.importorskip("mitsuba", reason=reason, exc_type=ImportError)

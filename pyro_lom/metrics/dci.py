@@ -29,7 +29,10 @@ MIN_OBJECTS = 20
 
 
 class DCI(NamedTuple):
-    """Each in [0, 1], 1 is best. Disentanglement is nan with one factor, completeness with one dimension."""
+    """Each in [0, 1], 1 is best. Disentanglement is nan with one factor, completeness with one dimension.
+
+    Both are 0 where no dimension tells anything about any factor.
+    """
 
     disentanglement: float
     completeness: float
@@ -47,8 +50,10 @@ def match_objects(
     """Codes and factors of all objects that a slot draws: one-to-one by the largest IoU of `segments` with `labels`.
 
     `segments` has the index of a pixel's slot; column j of a factor belongs to label `num_background + j`.
+    Objects without such a column are left out.
     """
-    iou = pairwise_iou(segments, labels)[:, :, num_background:].cpu().numpy()
+    max_objects = min(values.shape[1] for values in factors.values())
+    iou = pairwise_iou(segments, labels)[:, :, num_background : num_background + max_objects].cpu().numpy()
     scenes, places, objects = [], [], []
     for scene, table in enumerate(iou):
         slot, entity = linear_sum_assignment(table, maximize=True)
@@ -66,14 +71,16 @@ def dci(codes: Float[np.ndarray, "N D"], factors: dict[str, Shaped[np.ndarray, "
     Factors of integers or truth values are classes, all others are numbers.
 
     Raises:
-        UserError: there are fewer than 20 objects, or no factor varies.
+        UserError: there are fewer than 20 objects, a factor is NaN or infinite, or no factor varies.
     """
     if len(codes) < MIN_OBJECTS:
         raise UserError(f"DCI needs {MIN_OBJECTS} objects or more that a slot draws, not {len(codes)}: use more images")
     order = np.random.default_rng(seed).permutation(len(codes))
     train, test = order[: len(order) // 2], order[len(order) // 2 :]
     importance, scores = [], []
-    for values in factors.values():
+    for name, values in factors.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"DCI needs finite factors: factors/{name} is NaN or infinite for some object")
         if len(np.unique(values[train])) < 2 or len(np.unique(values[test])) < 2:
             continue
         is_class = values.dtype.kind in "biu"
@@ -89,7 +96,7 @@ def dci(codes: Float[np.ndarray, "N D"], factors: dict[str, Shaped[np.ndarray, "
 
 def _structure(importance: Float[np.ndarray, "D M"]) -> tuple[float, float]:
     """Disentanglement and completeness of a table of importances, code dimensions by factors."""
-    weights = importance.sum(1) / importance.sum()
+    weights = importance.sum(1) / max(importance.sum(), np.finfo(float).tiny)
     return float(weights @ _concentration(importance)), float(_concentration(importance.T).mean())
 
 

@@ -1,12 +1,16 @@
-"""Frechet distance between two sets of feature vectors, and the pixel features that need no trained network."""
+"""Frechet distance between two sets of images, as seen by an extractor of features."""
+
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pyro_lom.errors import UserError
+
+Extractor = Callable[[Float[Tensor, "N C H W"]], Float[Tensor, "N D"]]
+"""From images in [0, 1] to features."""
 
 
 class GaussianMoments:
@@ -42,8 +46,20 @@ class GaussianMoments:
         return self._scatter / (self.count - 1)
 
 
+def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -> GaussianMoments:
+    """Mean and covariance of the features of one or more batches of images, of which one at a time is kept."""
+    result = None
+    for batch in batches:
+        features = extractor(batch)
+        result = result or GaussianMoments(features.shape[1])
+        result.update(features)
+    return result
+
+
 def frechet_distance(a: GaussianMoments, b: GaussianMoments) -> float:
     """||mean_a - mean_b||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), in squared units of the features.
+
+    It is biased upwards by small sets: compare only values from equal numbers of images and the same extractor.
 
     Raises:
         UserError: either side counted fewer than two vectors.
@@ -54,51 +70,6 @@ def frechet_distance(a: GaussianMoments, b: GaussianMoments) -> float:
     cross = torch.linalg.svdvals(root_a @ root_b).sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(distance.item(), 0.0)
-
-
-class PixelPCA:
-    """Projection of images on their leading principal components, a feature that is cheap and needs no download."""
-
-    def __init__(self, pca: PCA):
-        self._pca = pca
-
-    @classmethod
-    def fit(cls, images: Float[Tensor, "N C H W"], num_components: int = 64) -> "PixelPCA":
-        """Find the components of held-out images.
-
-        Raises:
-            UserError: there are too few images for that many components.
-        """
-        if len(images) < num_components + 1:
-            raise UserError(
-                f"{num_components} principal components need at least {num_components + 1} images, "
-                f"not {len(images)}: use more images"
-            )
-        # arpack finds the exact components, the same ones every time, about as fast as the randomised solver, which is
-        # one percent off at the last of them.
-        pca = PCA(num_components, svd_solver="arpack", random_state=0)
-        return cls(pca.fit(images.flatten(1).cpu().numpy()))
-
-    def __call__(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
-        """Coordinates of images along the components, in units of pixel intensity."""
-        return torch.from_numpy(self._pca.transform(images.detach().flatten(1).cpu().numpy()))
-
-
-def fd_pca(real: Float[Tensor, "N C H W"], generated: Float[Tensor, "M C H W"], pca: PixelPCA) -> float:
-    """Frechet distance between the principal components of real and generated images in [0, 1].
-
-    It is biased upwards by small sets: compare only values from equal numbers of images and the same `pca`.
-
-    Raises:
-        UserError: either set has fewer than two images.
-    """
-    return frechet_distance(_moments_of(pca(real)), _moments_of(pca(generated)))
-
-
-def _moments_of(features: Float[Tensor, "N D"]) -> GaussianMoments:
-    moments = GaussianMoments(features.shape[1])
-    moments.update(features)
-    return moments
 
 
 def _square_root(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:

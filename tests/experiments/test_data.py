@@ -358,7 +358,7 @@ def test_info_refuses_a_truncated_file(refused, data, tmp_path):
 def test_help_lists_the_commands(command):
     code, out, err = command("--help")
     assert code == 0
-    assert all(f"• {name}" in out for name in ("info", "import"))
+    assert all(f"• {name}" in out for name in ("info", "import", "render"))
 
 
 # from a published file to a training run

@@ -3,12 +3,13 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from experiments import evaluating
 from experiments.evaluating import main
+from experiments.held_out import HeldOut
 
 FAST = ["--metrics", "ari", "slot-order"]
 
@@ -25,26 +26,19 @@ def test_numbers_are_written_and_remembered(command, run, monkeypatch):
     assert set(found) == {"ari", "slot-order"}
     assert found["ari"]["protocol"]["num_images"] == 16 and found["ari"]["protocol"]["checkpoint"] == "step-00000006"
 
-    monkeypatch.setattr(evaluating, "measure", lambda *_: pytest.fail("computed twice"))
+    for reads in ("inferred", "samples"):
+        monkeypatch.setattr(HeldOut, reads, lambda *_: pytest.fail("computed twice"))
     assert command(main, run, *FAST)[:2] == (0, out)
-
-
-def test_another_protocol_is_another_number(command, run):
-    command(main, run, *FAST)
-    before = json.loads((run / "evaluation.json").read_text())
-    assert command(main, run, *FAST[:2], "--num-images", "8")[0] == 0
-    after = json.loads((run / "evaluation.json").read_text())
-    assert after["slot-order"] == before["slot-order"]
-    assert after["ari"]["protocol"]["num_images"] == 8
 
 
 def test_every_metric_at_once(command, run):
     code, out, err = command(main, run, "--likelihood-images", "3", "--likelihood-samples", "2")
     assert code == 0, err
-    assert "fd-pca64: not computed: 64 principal components need at least 65 images" in err
+    assert "fd-pca64 not computed: 64 principal components need at least 65 images" in err
     for title in ("Table 2", "Structure accuracy", "Likelihood", "masks of the encoder", "Made by"):
         assert title in out
-    assert f"`python experiments/evaluate.py {run} --likelihood-images 3 --likelihood-samples 2`" in out
+    assert f"python experiments/evaluate.py {run} --likelihood-images 3 --likelihood-samples 2\n" in out
+    assert "python experiments/fit.py lom-genesis-v2-towers --seed 0 --data.path " in out
     assert "FID" not in out.replace("FD-EfficientNet", "")
 
 
@@ -56,6 +50,16 @@ def test_a_sheet_to_count_by_hand(command, run):
     assert {row["stands_by_rule"] for row in rows} <= {"0", "1"} and {row["stands_by_hand"] for row in rows} == {""}
     with Image.open(run / "figures" / "structure.png") as sheet:
         sheet.verify()
+    counted = (run / "structure.csv").read_text().replace("0,", "0,yes")
+    (run / "structure.csv").write_text(counted)
+    code, out, err = command(main, run, "--metrics", "slot-order", "--sheet", "7")
+    assert (code, out) == (2, "") and "may hold your counts: rename or remove it first" in err
+    assert (run / "structure.csv").read_text() == counted
+
+
+def test_tables_are_written_to_a_file(command, run):
+    code, out, _ = command(main, run, *FAST, "--output", "tables.md")
+    assert code == 0 and Path("tables.md").read_text() == out and "--output" not in out
 
 
 def test_an_orderless_model_alone(command, alone, tmp_path):
@@ -83,6 +87,22 @@ def test_a_metric_asked_for_alone_refuses(refusal, run):
 )
 def test_mistakes(arguments, line, refusal):
     assert refusal(main, *arguments) == line
+
+
+def test_what_is_asked_by_name_is_refused_where_it_makes_no_sense(command, run):
+    code, out, err = command(main, run, "--metrics", "slot-order", "fd-pca64")
+    assert (code, out) == (2, "") and "error: 64 principal components need at least 65 images" in err
+    assert set(json.loads((run / "evaluation.json").read_text())) == {"slot-order"}  # what was done is kept
+
+
+def test_more_mistakes(refusal, run):
+    assert refusal(main, run, "--metrics").startswith("--metrics needs one or more of: ari, covering")
+    assert refusal(main, run, f"{run}/../{run.name}") == f"{run}/../{run.name} is named twice: name each run once"
+    assert refusal(main, run, "--output", "missing/tables.md") == (
+        "--output missing/tables.md: name a file in a folder that is there"
+    )
+    shutil.rmtree(run / "checkpoints")
+    assert refusal(main, run) == f"{run} has no checkpoint to start from"
 
 
 def test_an_unknown_metric_lists_those_there_are(refusal, run):

@@ -39,7 +39,7 @@ from pyro_lom.runs import Run
 
 ROOT = Path(__file__).parents[2]
 RUN = "00000-lom-genesis-v2-towers-seed0"
-FINITE = {"ari_fg_encoder", "rmse_ordered", "kl_slots", "structure_samples", "fd_pca64_samples", "train_minutes"}
+FINITE = {"ari_fg_encoder", "rmse_ordered", "kl_slots", "structure_samples", "train_minutes"}
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_very_few_scenes_are_enough(num_scenes, num_test, fit, tiny, towers, tmp
     assert code == 0, err
     text = Path(f"runs/{RUN}/summary.json").read_text()
     assert not re.search("NaN|Infinity", text)
-    assert (json.loads(text)["fd_pca64_samples"] is None) == (num_test == 1)
+    assert json.loads(text)["fd_pca64_samples"] is None
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,10 @@ def test_a_runs_dir_that_cannot_be(refused, tiny, tmp_path):
 def test_missing_data_sets_say_how_to_get_them(name, refused, tmp_path):
     line = refused(f"lom-genesis-v2-{name}")
     assert line.startswith(f"the data set is missing: data/{name}.h5. ")
-    (published,) = re.findall(r"python experiments/data.py ([^|]+) \|", line)
-    command = cli.parse(Command, published.split(), prog="data.py", description="")
-    assert (command.name, command.out) == (name, Path(f"data/{name}.h5"))
+    for arguments in re.findall(r"python experiments/data.py ([^|]+) \|", line):
+        command = cli.parse(Command, arguments.split(), prog="data.py", description="")
+        assert (command.name, command.out) == (name, Path(f"data/{name}.h5"))
+    assert "data.py render" in line and "data.py import" in line
     assert line.endswith(" | or name your own with --data.path")
 
 

@@ -24,15 +24,21 @@ def picture(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_strip_and_two_gifs(command, run, picture, given):
-    between = ["--between", "3", picture] if given else ["--num-paths", "2"]
-    code, out, err = command(main, run, *between, "--steps", "6", "--frames", "7")
+@pytest.mark.parametrize(
+    ("options", "names", "paths"),
+    [
+        (["--num-paths", "2"], ["interpolation.png", "interpolation.gif", "random-walk.gif"], 2),
+        (["--between", "3", "mine.png"], ["between.png", "between.gif"], 1),
+    ],
+)
+def test_a_strip_and_gifs(command, run, picture, options, names, paths):
+    code, out, err = command(main, run, *options, "--steps", "6", "--frames", "7")
     assert code == 0, err
-    assert out.split() == [str(run / "figures" / name) for name in ("slerp.png", "slerp.gif", "random-walk.gif")]
-    paths = 1 if given else 2
-    for name in ("slerp", "random-walk"):
-        with Image.open(run / "figures" / f"{name}.gif") as film:
+    assert out.split() == [str(run / "figures" / name) for name in names]
+    with Image.open(run / "figures" / names[0]) as strip:
+        assert strip.width > 400
+    for name in names[1:]:
+        with Image.open(run / "figures" / name) as film:
             assert film.size == (32 * 4 * paths, 2 * 32 * 4) and 1 < film.n_frames <= 14
 
 

@@ -20,7 +20,7 @@ def test_an_index_is_built_once(command, run, monkeypatch):
     assert code == 0, err
     index, about = Index.load(run / "retrieval.safetensors")
     assert index.scenes.shape == (48, 32) and index.slots.shape == (48, 3, 8) and index.components.shape == (6, 32)
-    assert about == {"checkpoint": "step-00000006", "num_scenes": "48"}
+    assert about == {"checkpoint": "step-00000006", "data": "towers, version 2", "num_scenes": "48"}
     assert out.startswith("48 scenes; variance of s along the components: ") and " ms)" in out
     with Image.open(run / "figures" / "retrieval.png") as image:
         assert image.width > 400
@@ -47,6 +47,7 @@ def test_a_half_built_index_is_never_met(command, run, monkeypatch):
 
 def test_mistakes(refusal, run, alone):
     assert refusal(main, run, "--queries", "16") == "--queries 16: held-out scenes go from 0 to 15"
+    assert refusal(main, run, "--queries") == "--queries needs one or more numbers of held-out scenes, from 0 to 15"
     assert refusal(main, run, "--slot", "3") == "--slot 3: places go from 0 to 2"
     assert refusal(main, run, "--num-scenes", "0") == "--num-scenes is 0: it must be 1 or more"
     assert refusal(main, alone) == f"{alone} has no scene latent to search by: name a run of a LOM"

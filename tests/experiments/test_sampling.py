@@ -32,13 +32,13 @@ def test_a_sweep(command, run, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch")
     code, out, err = command(main, run, "--sweep", "--output", tmp_path / "sweep.png")
     assert code == 0, err
-    found = json.loads((run / "temperature-sweep.json").read_text())
+    found = json.loads((run / "evaluation.json").read_text())["sweep-efficientnet"]
     assert list(found["values"]) == ["0.6", "0.7", "0.8", "0.9", "1"]
     assert all(value > 0 for value in found["values"].values())
     assert "FD-EfficientNet of samples by temperature" in out and "tau = 0.6" in out
     with Image.open(tmp_path / "sweep.png") as image:
         image.verify()
-    monkeypatch.setattr(sampling, "frechet_by_temperature", lambda *_: pytest.fail("computed twice"))
+    monkeypatch.setattr(sampling, "frechet_distances", lambda *_: pytest.fail("computed twice"))
     assert command(main, run, "--sweep", "--output", tmp_path / "sweep.png")[:2] == (0, out)
 
 
@@ -48,7 +48,7 @@ def test_a_sweep(command, run, tmp_path, monkeypatch):
         ([], "name one or more run folders: sample.py runs/00000-..."),
         (["nowhere"], "nowhere is not a run folder: it has no config.json; name one like runs/00000-..."),
         (["--temperature", "0"], "--temperature is 0.0: it must be a finite number above 0"),
-        (["--num-scenes", "0"], "--num-scenes is 0: it must be 1 or more"),
+        (["--num-scenes", "101"], "--num-scenes is 101: it must be from 1 to 100"),
     ],
 )
 def test_mistakes(arguments, line, refusal):
@@ -57,4 +57,4 @@ def test_mistakes(arguments, line, refusal):
 
 def test_a_sweep_with_nowhere_to_go_is_refused_before_it_starts(refusal, run):
     line = refusal(main, run, "--sweep", "--output", "missing/sweep.png")
-    assert line == "--output missing/sweep.png: there is no folder missing; make it or name another"
+    assert line == "--output missing/sweep.png: name a file in a folder that is there"

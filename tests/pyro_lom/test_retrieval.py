@@ -43,7 +43,7 @@ def test_reranking_is_a_permutation_with_the_match_first(index):
 
 
 def test_fewer_scenes_than_asked_for(index):
-    few = index._replace(scenes=index.scenes[:3], slots=index.slots[:3])
+    few = index._replace(scenes=index.scenes[:3], slots=index.slots[:3], projected=index.projected[:3])
     assert sorted(few.nearest(index.scenes[0])) == [0, 1, 2]
 
 

@@ -79,12 +79,13 @@ def scenes_in_block(scene_bytes: int) -> int:
     return max(1, BLOCK_BYTES // scene_bytes)
 
 
-def genesis_splits(num_scenes: int) -> dict[str, range]:
+def genesis_splits(num_scenes: int, views: int = 1) -> dict[str, range]:
     """The first 10,000 scenes for testing, the next for validation, the rest for training, as in GENESIS.
 
-    Of fewer than 100,000 scenes a tenth takes the place of 10,000.
+    Of fewer than 100,000 scenes a tenth takes the place of 10,000. `views` successive scenes, which show the same
+    objects, stay in one split.
     """
-    held_out = min(10_000, num_scenes // 10)
+    held_out = min(10_000, num_scenes // 10) // views * views
     splits = {
         "test": range(held_out),
         "validation": range(held_out, 2 * held_out),

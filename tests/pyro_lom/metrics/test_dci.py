@@ -60,6 +60,17 @@ def test_dead_dimensions_do_not_count():
     assert _structure(importance) == pytest.approx((1.0, 1.0))
 
 
+def test_codes_that_tell_nothing_score_nothing(factors):
+    assert dci(np.ones((N, 4), np.float32), {"x": factors["x"], "hue": factors["hue"]}) == (0, 0, 0)
+
+
+def test_factors_that_are_no_numbers_are_refused(factors):
+    codes = columns(factors)
+    factors["hue"][7] = np.nan
+    with pytest.raises(UserError, match="^DCI needs finite factors: factors/hue is NaN or infinite for some object$"):
+        dci(codes, factors)
+
+
 def test_factors_that_never_vary_are_left_out(factors):
     constant = {"present": np.ones(N)}
     assert dci(columns(factors), factors | constant) == dci(columns(factors), factors)
@@ -99,3 +110,11 @@ def test_what_no_slot_draws_is_left_out():
         torch.zeros(1, 2, 3), torch.zeros_like(labels), labels, {"hue": np.ones((1, 1))}, num_background=1
     )
     assert codes.shape == (0, 3) and len(factors["hue"]) == 0
+
+
+def test_objects_beyond_the_known_ones_are_left_out():
+    labels = torch.tensor([[[0, 1, 2, 3]]])
+    codes, factors = match_objects(
+        torch.arange(4.0).view(1, 4, 1), labels, labels, {"hue": np.array([[10, 20]])}, num_background=1
+    )
+    assert codes.tolist() == [[1], [2]] and factors["hue"].tolist() == [10, 20]

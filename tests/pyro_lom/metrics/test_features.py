@@ -8,27 +8,49 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from pyro_lom.errors import UserError
-from pyro_lom.metrics.features import EfficientNetLite0, Inception, moments, pca64
-from pyro_lom.metrics.frechet import frechet_distance
+from pyro_lom.metrics.features import EfficientNetLite0, Inception, PixelPCA
+from pyro_lom.metrics.frechet import frechet_distance, moments
 
 CPU = torch.device("cpu")
 
 
-def test_moments_of_batches_are_those_of_all():
-    images = torch.rand(100, 3, 4, 4)
-    pixels = lambda batch: batch.flatten(1)  # noqa: E731
-    whole, parts = moments([images], pixels), moments(images.split(7), pixels)
-    assert whole.count == parts.count == 100
-    torch.testing.assert_close(whole.covariance, parts.covariance)
-    torch.testing.assert_close(whole.covariance, images.flatten(1).double().T.cov())
-    assert frechet_distance(whole, parts) < 1e-9
+class TestPixelPCA:
+    @pytest.fixture
+    def images(self):
+        """300 images that vary along 64 directions, and a little in all."""
+        basis = torch.randn(64, 3 * 6 * 6) * torch.linspace(5, 1, 64)[:, None]
+        return (torch.randn(300, 64) @ basis + 0.01 * torch.randn(300, 3 * 6 * 6)).view(300, 3, 6, 6)
 
+    def test_is_an_isometry_of_the_leading_directions(self, images):
+        features = PixelPCA(images)(images)
+        assert features.shape == (300, 64)
+        torch.testing.assert_close(features.mean(dim=0), torch.zeros(64), atol=1e-3, rtol=0)
+        distances = [torch.cdist(points.double(), points.double()) for points in (features, images.flatten(1))]
+        torch.testing.assert_close(*distances, atol=0.25, rtol=0)
+        variances = features.var(dim=0)
+        assert (variances[:-1] > variances[1:]).all()
 
-def test_pca64():
-    images = torch.rand(80, 3, 8, 8)
-    assert pca64(images)(images).shape == (80, 64)
-    with pytest.raises(UserError, match="^64 principal components need at least 65 images, not 64: use more images$"):
-        pca64(images[:64])
+    def test_is_deterministic(self, images):
+        assert torch.equal(PixelPCA(images)(images), PixelPCA(images)(images))
+
+    def test_distance_of_shifted_images_is_the_shift_squared(self, images):
+        pca, shift = PixelPCA(images), 0.5 * (images[0] - images[1])
+        distance = frechet_distance(moments([images], pca), moments([images + shift], pca))
+        assert distance == pytest.approx(shift.square().sum().item(), rel=1e-3)
+
+    def test_too_few_images(self, images):
+        with pytest.raises(UserError, match="^64 principal components need at least 65 images, not 64: use more ima"):
+            PixelPCA(images[:64])
+        assert PixelPCA(images[:65])(images[:2]).shape == (2, 64)
+
+    def test_images_that_are_all_the_same(self, images):
+        with pytest.raises(UserError, match="^principal components need images that differ: all 70 are the same$"):
+            PixelPCA(images[:1].expand(70, -1, -1, -1))
+
+    def test_images_of_fewer_kinds_than_components(self, images):
+        few = images[:13].repeat(6, 1, 1, 1)
+        pca = PixelPCA(few)
+        assert frechet_distance(moments([few], pca), moments([few], pca)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from pyro_lom.errors import UserError
-from pyro_lom.metrics.frechet import GaussianMoments, PixelPCA, fd_pca, frechet_distance
+from pyro_lom.metrics.frechet import GaussianMoments, frechet_distance, moments
 
 
 def generator(seed):
@@ -14,9 +14,9 @@ def generator(seed):
 
 
 def moments_of(features):
-    moments = GaussianMoments(features.shape[1])
-    moments.update(features)
-    return moments
+    counted = GaussianMoments(features.shape[1])
+    counted.update(features)
+    return counted
 
 
 def features_with(mean, covariance, num_features=64):
@@ -40,10 +40,10 @@ def double(*values):
 class TestMoments:
     def test_equal_numpy(self):
         features = torch.randn(50, 7, generator=generator(0)) * 3 + 100
-        moments = moments_of(features)
-        assert moments.count == 50
-        np.testing.assert_allclose(moments.mean, features.double().mean(dim=0))
-        np.testing.assert_allclose(moments.covariance, np.cov(features.double().numpy().T), rtol=1e-10)
+        counted = moments_of(features)
+        assert counted.count == 50
+        np.testing.assert_allclose(counted.mean, features.double().mean(dim=0))
+        np.testing.assert_allclose(counted.covariance, np.cov(features.double().numpy().T), rtol=1e-10)
 
     def test_batches_do_not_matter(self):
         features = torch.randn(50, 7, generator=generator(0), dtype=torch.float64) + torch.linspace(0, 9, 50)[:, None]
@@ -66,6 +66,14 @@ class TestMoments:
     def test_too_few(self, count):
         with pytest.raises(UserError, match=f"2 or more feature vectors, not {count}"):
             _ = moments_of(torch.zeros(count, 3)).covariance
+
+    def test_of_batches_of_images(self):
+        images = torch.rand(100, 3, 4, 4, generator=generator(0))
+        whole, parts = (moments(batches, lambda batch: batch.flatten(1)) for batches in ([images], images.split(7)))
+        assert whole.count == parts.count == 100
+        torch.testing.assert_close(whole.covariance, parts.covariance)
+        torch.testing.assert_close(whole.covariance, images.flatten(1).double().T.cov())
+        assert frechet_distance(whole, parts) < 1e-9
 
 
 class TestDistance:
@@ -100,43 +108,3 @@ class TestDistance:
 
     def test_constant_features(self):
         assert frechet_distance(moments_of(torch.ones(5, 3)), moments_of(torch.zeros(5, 3))) == pytest.approx(3)
-
-
-class TestPixelPCA:
-    @pytest.fixture
-    def images(self):
-        """300 images that vary along 5 directions, and a little in all."""
-        basis = torch.randn(5, 3 * 6 * 6, generator=generator(0)) * torch.tensor([5, 4, 3, 2, 1.0])[:, None]
-        codes = torch.randn(300, 5, generator=generator(1))
-        noise = torch.randn(300, 3 * 6 * 6, generator=generator(2))
-        return (codes @ basis + 0.01 * noise).view(300, 3, 6, 6)
-
-    def test_is_an_isometry_of_the_leading_directions(self, images):
-        features = PixelPCA.fit(images, num_components=5)(images)
-        assert features.shape == (300, 5)
-        torch.testing.assert_close(features.mean(dim=0), torch.zeros(5), atol=1e-3, rtol=0)
-        pixel_distances = torch.cdist(images.flatten(1), images.flatten(1))
-        torch.testing.assert_close(torch.cdist(features, features), pixel_distances, atol=0.25, rtol=0)
-        variances = features.var(dim=0)
-        assert (variances[:-1] > variances[1:]).all()
-
-    def test_is_deterministic(self, images):
-        first, second = PixelPCA.fit(images, num_components=8), PixelPCA.fit(images, num_components=8)
-        assert torch.equal(first(images), second(images))
-
-    def test_distance_of_shifted_images_is_the_shift_squared(self, images):
-        pca = PixelPCA.fit(images, num_components=5)
-        direction = (images[0] - images[1]).double()
-        shifted = images.double() + 0.5 * direction
-        assert fd_pca(images.double(), images.double(), pca) == pytest.approx(0, abs=1e-6)
-        expected = 0.25 * direction.square().sum().item()
-        assert fd_pca(images.double(), shifted, pca) == pytest.approx(expected, rel=1e-3)
-
-    def test_accepts_sets_of_different_sizes(self, images):
-        pca = PixelPCA.fit(images, num_components=5)
-        assert fd_pca(images, images[:150], pca) > 0
-
-    def test_too_few_images(self, images):
-        with pytest.raises(UserError, match="64 principal components need at least 65 images, not 64"):
-            PixelPCA.fit(images[:64])
-        assert PixelPCA.fit(images[:65])(images[:2]).shape == (2, 64)
