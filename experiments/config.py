@@ -43,8 +43,12 @@ class Data:
 
 @dataclass(frozen=True)
 class ScenePrior:
-    kind: Literal["normal"] = "normal"
-    """p(s): standard normal (3.1)."""
+    kind: Literal["normal", "mixture", "flow"] = "normal"
+    """p(s): standard normal (3.1), mixture of normals (5), or flow of affine couplings."""
+    num_components: Count = 8
+    """Normals in a mixture."""
+    num_couplings: Count = 4
+    """Affine couplings in a flow."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Model:
     scene_dim: Count = 128
     """Ds (A.4.1)."""
     scene_prior: ScenePrior = ScenePrior()
+    slot_prior: Literal["ordered", "bag-of-words"] = "ordered"
+    """p(z_k | h_k), with h_k from a causal Transformer f, or with every h_k = s (3.1)."""
     num_encoder_blocks: Natural = 3
     """Self-attention blocks of the scene encoder g (A.1)."""
     num_order_blocks: Natural = 2

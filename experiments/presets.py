@@ -6,8 +6,9 @@ the paper's.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from experiments.config import Config, Data, Geco, Model, Train
+from experiments.config import Config, Data, Geco, Model, ScenePrior, Train
 from pyro_lom.errors import UserError
 
 
@@ -100,6 +101,26 @@ def lom_genesis_v2_towers_64() -> Config:
     )
 
 
+def lom_genesis_v2_towers_mixture() -> Config:
+    """The demo with a mixture of normals over scenes."""
+    return _demo_with("mixture", scene_prior=ScenePrior("mixture"))
+
+
+def lom_genesis_v2_towers_flow() -> Config:
+    """The demo with a flow over scenes."""
+    return _demo_with("flow", scene_prior=ScenePrior("flow"))
+
+
+def lom_genesis_v2_towers_bag_of_words() -> Config:
+    """The demo without order: what its slots lose when all are drawn from one distribution, given the scene (3.1)."""
+    return _demo_with("bag-of-words", slot_prior="bag-of-words")
+
+
+def _demo_with(variant: str, **model: Any) -> Config:
+    demo = lom_genesis_v2_towers()
+    return replace(demo, preset=f"{demo.preset}-{variant}", model=replace(demo.model, **model))
+
+
 def _alone(lom: Callable[[], Config]) -> Callable[[], Config]:
     """The preset of a LOM's orderless model, trained alone."""
 
@@ -118,8 +139,15 @@ def _alone(lom: Callable[[], Config]) -> Callable[[], Config]:
 
 _LOMS = (lom_genesis_v2_towers, lom_genesis_v2_objects_room, lom_genesis_v2_shapestacks, lom_genesis_v2_clevr6)
 
+_VARIANTS = (
+    lom_genesis_v2_towers_64,
+    lom_genesis_v2_towers_mixture,
+    lom_genesis_v2_towers_flow,
+    lom_genesis_v2_towers_bag_of_words,
+)
+
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset().preset: preset for preset in [*_LOMS, *(_alone(lom) for lom in _LOMS), lom_genesis_v2_towers_64]
+    preset().preset: preset for preset in [*_LOMS, *(_alone(lom) for lom in _LOMS), *_VARIANTS]
 } | {"demo": lom_genesis_v2_towers, "demo-64": lom_genesis_v2_towers_64}
 
 

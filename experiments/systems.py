@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from experiments.config import Config
+from experiments.config import Config, Model
 from guides.genesis_v2 import GenesisV2Guide
 from guides.lom import LatentObjectGuide
 from models.genesis_v2 import GenesisV2
 from models.lom import LatentObjectModel
 from pyro_lom.errors import UserError
 from pyro_lom.geco import FreeNats, MultiplicativeGeco, Target
+from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.networks.decoders import DECODERS
 from pyro_lom.objective import Objective
 from pyro_lom.program import Program
-from pyro_lom.scene_priors import SCENE_PRIORS
+from pyro_lom.scene_priors import CouplingFlow, NormalMixture, StandardNormal
 from pyro_lom.trainer import Phase
 
 ImageShape = tuple[int, int, int]
@@ -61,10 +62,10 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
         scene_dim=model.scene_dim,
         image_scale=model.image_scale,
         num_blocks=model.num_order_blocks,
-        width=model.transformer_width,
         mlp_ratio=model.transformer_mlp_ratio,
-        scene_prior=scene_prior or SCENE_PRIORS[model.scene_prior.kind](model.scene_dim),
+        scene_prior=scene_prior or _SCENE_PRIORS[model.scene_prior.kind](model),
         num_rendered=config.train.ordered_rendered,
+        **_order(model),
     )
     guide = LatentObjectGuide(
         lom,
@@ -134,6 +135,20 @@ def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:
 
 
 _ORDERLESS: dict[str, Callable[[Config, ImageShape], Pair]] = {"genesis-v2": _genesis_v2}
+
+
+_SCENE_PRIORS: dict[str, Callable[[Model], nn.Module]] = {
+    "normal": lambda model: StandardNormal(model.scene_dim),
+    "mixture": lambda model: NormalMixture(model.scene_dim, model.scene_prior.num_components),
+    "flow": lambda model: CouplingFlow(model.scene_dim, model.scene_prior.num_couplings),
+}
+
+
+def _order(model: Model) -> dict[str, Any]:
+    """What h_k is, and how many features it has."""
+    if model.slot_prior == "bag-of-words":
+        return {"order_net": BagOfWords(model.num_slots), "width": model.scene_dim}
+    return {"width": model.transformer_width}
 
 
 def _decoder(config: Config, image_shape: ImageShape) -> nn.Module:

@@ -1,6 +1,7 @@
 """The Latent Object Model's inference, in the paper's five steps (Sec. 3.2, Fig. 2)."""
 
 import pyro
+import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -60,8 +61,7 @@ class LatentObjectGuide(Program):
             # 1. Estimate the orderless slot posterior, and stop its gradient (Sec. 3.3).
             orderless = (self.orderless_guide.infer(images) if orderless is None else orderless).detach()
             # 2. Estimate the scene posterior (Eq. 4).
-            features = self.scene_encoder(orderless.loc)
-            scene = pyro.sample("s", self.scene_posterior(features.unsqueeze(-2)))
+            scene = pyro.sample("s", self.infer_scene(orderless.loc.unsqueeze(-3)))
             # 3. Estimate the scene-conditioned ordered slot prior (Eq. 2).
             prior = self.model.slot_prior(self.model.order_net(scene.squeeze(-2)))
             # 4. Align the orderless slot posterior to it (Algorithm 1).
@@ -73,3 +73,7 @@ class LatentObjectGuide(Program):
             with pyro.plate("slots", self.model.num_slots, dim=-1):
                 slots = pyro.sample("z", diagonal_normal(aligned, scale))
         return LomInference(scene, slots, permutation, orderless)
+
+    def infer_scene(self, slots: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
+        """q(s | g(slots)) of batch shape (*batch), whatever the order of the slots (Eq. 4)."""
+        return self.scene_posterior(self.scene_encoder(slots))

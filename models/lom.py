@@ -68,10 +68,7 @@ class LatentObjectModel(Program):
         num_scenes = num_scenes if images is None else len(images)
         scenes = pyro.plate("scenes", num_scenes, dim=-2)
         with scenes:
-            scene = pyro.sample("s", self.scene_prior())
-            with pyro.plate("slots", self.num_slots, dim=-1):
-                prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
-                slots = pyro.sample("z", self.slot_prior(prior_order))
+            slots = self.draw_slots()
         if self.training and images is not None and self.num_rendered is not None:
             num_rendered = min(self.num_rendered, num_scenes)
             scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2)
@@ -79,6 +76,13 @@ class LatentObjectModel(Program):
             slots = pyro.subsample(slots, event_dim=1)
             images = images if images is None else pyro.subsample(images, event_dim=2)
             return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))  # Eq. 3
+
+    def draw_slots(self) -> Float[Tensor, "*batch K Dz"]:
+        """The story without its image: s, h_1:K and z_1:K. It is called within the plate `scenes`."""
+        scene = pyro.sample("s", self.scene_prior())
+        with pyro.plate("slots", self.num_slots, dim=-1):
+            prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
+            return pyro.sample("z", self.slot_prior(prior_order))
 
     def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
         """Decode slots into masks and components, and compose them."""
