@@ -46,10 +46,12 @@ def lom_genesis_v2_clevr6() -> Config:
 def lom_genesis_v2_towers() -> Config:
     """The demo: everything in small, for four to five minutes on two CPU cores.
 
-    Departures from the paper: small networks, with a separable decoder, pooling of moments, and wide perceptrons in
-    the Transformers; slots so small that two objects hardly fit into one; the orderless pair trained first; part of a
-    batch rendered; a target-relative GECO that starts at a small multiplier; a scene KL of 0.45 nats per dimension for
-    free; a learning rate twenty times as large, which decays; clipped gradients.
+    Departures from the paper, each told in ARCHITECTURE.md: small networks, with an encoder that starts from colours,
+    pooling of moments, a separable decoder that starts by moving with a slot's place, and wide tokens and perceptrons
+    in the Transformers; small slots; the orderless pair trained first, its posteriors then computed once and its
+    decoder copied; large batches for the LOM, of which a part is rendered; a target-relative GECO that starts at a
+    small multiplier; a scene KL of 0.45 nats per dimension for free; a learning rate twenty times as large, which warms
+    up and decays; clipped gradients.
     """
     return Config(
         preset="lom-genesis-v2-towers",
