@@ -121,7 +121,7 @@ class TestComplete:
     def test_with_nothing_kept_nothing_is_learned(self, lom):
         """The bound is that of an empty observation: log 1."""
         nothing = torch.zeros(B, K, dtype=torch.bool)
-        completion = complete(*lom, SLOTS, nothing, num_steps=200, num_samples=100)
+        completion = complete(*lom, SLOTS, nothing, num_steps=500, learning_rate=0.1, num_samples=100)
         torch.testing.assert_close(completion.log_evidence, torch.zeros(B), rtol=0, atol=0.1)
         assert (completion.effective_sample_size > 80).all()
 
@@ -130,7 +130,7 @@ class TestComplete:
         head, scale = 0.1 * torch.randn(SLOT_DIM, SCENE_DIM), 0.5
         lom.model.order_net, lom.model.slot_prior = BagOfWords(K), LinearSlots(head, scale)
         slots, mask = torch.randn(2, K, SLOT_DIM), torch.tensor([[True, False, True], [False, True, False]])
-        completion = complete(*lom, slots, mask, num_steps=200, num_samples=400)
+        completion = complete(*lom, slots, mask, num_steps=200, learning_rate=0.1, num_samples=400)
         for evidence, some, where in zip(completion.log_evidence, slots, mask, strict=True):
             kept, loadings = some[where].flatten(), head.repeat(int(where.sum()), 1)
             covariance = loadings @ loadings.T + scale**2 * torch.eye(len(kept))
