@@ -44,7 +44,7 @@ def lom_genesis_v2_clevr6() -> Config:
 
 
 def lom_genesis_v2_towers() -> Config:
-    """The demo: everything in small, for five to six minutes on two CPU cores.
+    """The demo: everything in small, for four to five minutes on two CPU cores.
 
     Departures from the paper: small networks, with a separable decoder, pooling of moments, and wide perceptrons in
     the Transformers; slots so small that two objects hardly fit into one; the orderless pair trained first; part of a
