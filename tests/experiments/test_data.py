@@ -302,7 +302,8 @@ def test_stopped_by_a_signal(kind, tmp_path):
     body = gzip.decompress(ROOMS.read_bytes())
     source = tmp_path / "rooms.tfrecords"
     source.write_bytes(gzip.compress(body * 3000, 1))
-    process = start("import", "objects-room", source, "out.h5", cwd=tmp_path)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background  # noqa: E731
+    process = start("import", "objects-room", source, "out.h5", cwd=tmp_path, preexec_fn=heed)
     while not (tmp_path / ".out.h5.partial" / "images").exists():
         time.sleep(0.01)
     process.send_signal(kind)
