@@ -55,8 +55,8 @@ def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> F
     return images
 
 
-def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
-    """Write labelled rows of images in [0, 1], one scene a column."""
+def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> Figure:
+    """Labelled rows of images in [0, 1], one scene a column; a notebook shows what is returned."""
     columns = max(len(images) for _, images in rows)
     *_, height, width = rows[0][1].shape
     gap = max(1, height // 24)
@@ -76,7 +76,12 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], 
     centres = [(row + 0.5) * (height + gap) - gap / 2 for row in range(len(rows))]
     axis.set_yticks(centres, [label for label, _ in rows], fontsize=7)
     axis.tick_params(length=0)
-    _save(figure, path)
+    return figure
+
+
+def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
+    """Write what `draw_grid` draws."""
+    _save(draw_grid(rows, title), path)
 
 
 def save_curves(path: Path, metrics: list[dict]) -> None:

@@ -1,0 +1,56 @@
+"""The notebooks run from the run that is shipped with them, and are committed with the outputs of one clean pass."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from experiments.loading import load_run
+from experiments.summary import Reader
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.metrics.ari import mean_ari
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+RUN = "runs/00000-lom-genesis-v2-towers-seed0"
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where notebooks find the shipped run, and may write."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    shutil.copytree(FOLDER / RUN, folder / RUN)
+    return folder
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path, folder):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": folder}}).execute()
+    assert all(cell.execution_count for cell in code_cells(notebook))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_committed_with_the_outputs_of_one_pass(path):
+    cells = code_cells(nbformat.read(path, as_version=4))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+
+
+def test_the_shipped_run_finds_its_blocks(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    _, system, scenes = load_run(RUN)
+    test = scenes.split("test", at_most=64)
+    segments = Reader(system, torch.device("cpu")).infer(float_images(test.images)).log_masks.argmax(-4).squeeze(-3)
+    assert mean_ari(segments, torch.from_numpy(np.array(test.labels)).long(), test.num_background) > 0.95
