@@ -9,7 +9,7 @@ from pyro_lom.networks.stick_breaking import pixel_grid
 
 PLACE_SCALE = 3.0  # a slot's first two numbers start as this many times row and column, each from -1 to 1
 
-CPU_CHUNK = 8  # slots that a CPU decodes at once: their feature maps fit its caches
+CPU_CHUNK = 14  # slots that a CPU decodes at once, to keep the memory of a step small
 
 
 class Deconvolution(nn.ConvTranspose2d):
