@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
-from pyro_lom.objective import Objective
+from pyro_lom.objective import Evaluation, Objective
 from pyro_lom.runs import Progress, Run, load_weights
 from pyro_lom.types import OrderlessPosterior
 
@@ -61,6 +62,27 @@ class Interrupted(Exception):
         name = signal.Signals(signal_number).name
         super().__init__(f"stopped by {name} after step {step}, and saved; --resume {run.folder} goes on from there")
         self.signal_number = signal_number
+
+
+def take_step(
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "B C H W"],
+    *,
+    orderless: OrderlessPosterior | None = None,
+    only: tuple[str, ...] | None = None,
+    clip_norm: float | None = None,
+) -> Evaluation:
+    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers."""
+    evaluation = module(images, orderless=orderless, only=only)
+    optimizer.zero_grad()
+    fabric.backward(evaluation.loss)
+    if clip_norm is not None:
+        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    module.update({name: fabric.all_reduce(error, reduce_op="mean") for name, error in evaluation.errors.items()})
+    return evaluation
 
 
 class Trainer:
@@ -157,19 +179,13 @@ class Trainer:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
-            images = to_float(fabric.to_device(batches(self.step))).contiguous()
+            images = to_float(fabric.to_device(batches(self.step)))
             orderless = None
             if cache is not None:
                 rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)
                 orderless = OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = module(images, orderless=orderless, only=names)
-            optimizer.zero_grad()
-            fabric.backward(evaluation.loss)
-            if self.clip_norm is not None:
-                fabric.clip_gradients(module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            self.objective.update(
-                {name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()}
+            evaluation = take_step(
+                fabric, module, optimizer, images, orderless=orderless, only=names, clip_norm=self.clip_norm
             )
             self.step += 1
             self._note_non_finite(evaluation.terms)
