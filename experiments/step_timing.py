@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
+import pyro.poutine as poutine
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -19,11 +21,10 @@ from torch.utils._pytree import tree_map_only
 
 from experiments.config import Config
 from experiments.pyro_share import seconds_of_pyro
-from experiments.summary import TEMPERATURE, Reader, sample_scenes
-from experiments.systems import build_objective, build_phases, build_system
+from experiments.systems import Pair, System, build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
-from pyro_lom.data.minibatches import Minibatches, float_images, to_float
+from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.objective import Objective
 from pyro_lom.trainer import take_step
 from pyro_lom.types import OrderlessPosterior
@@ -94,10 +95,8 @@ def measure(settings: Settings) -> dict[str, Any]:
                     step(number)
 
     median = statistics.median(times)
-    images = float_images(_random_scenes(shape).images[: phase.batch_size])
-    reader = Reader(system, fabric.device)
-    sampling = _median(lambda: sample_scenes(system.final, phase.batch_size, TEMPERATURE), fabric.device)
-    evaluation = _median(lambda: reader.reconstruct(system.final, images, reader.infer(images)), fabric.device)
+    sampling = _median(partial(_sample, system.final, phase.batch_size), fabric.device)
+    evaluation = _median(partial(_reconstruct, system, first), fabric.device)
     reference = REFERENCE_GFLOP.get(config.model.system)
     comparable = (
         reference and settings.resolution == 64 and config.model.num_slots == 7 and len(pairs) == len(objective.pairs)
@@ -220,6 +219,20 @@ def _part_of(pair: str, child: str) -> str:
     if child in ("decoder", "likelihood"):
         return {"decoder": "decoders", "likelihood": "ELBO"}[child]
     return "encoder" if pair == "orderless" else "order networks"
+
+
+@torch.no_grad()
+def _sample(pair: Pair, num_scenes: int) -> None:
+    pair.model(num_scenes=num_scenes)
+
+
+@torch.no_grad()
+def _reconstruct(system: System, images: Tensor) -> None:
+    orderless = system.orderless.guide.infer(images)
+    with poutine.trace() as tracer:
+        system.final.guide(images, orderless=orderless)
+    with poutine.replay(trace=tracer.trace):
+        system.final.model(num_scenes=len(images))
 
 
 @torch.no_grad()
