@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.networks.norm_relu_projection import norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 PLACE_SCALE = 3.0  # a slot's first two numbers start as this many times row and column, each from -1 to 1
@@ -49,7 +50,11 @@ class DeconvolutionDecoder(nn.Module):
     def _decode(self, slots: Float[Tensor, "N Dz"]) -> Float[Tensor, "N out H W"]:
         broadcast = slots[..., None, None].expand(-1, -1, *self.grid.shape[-2:])
         grid = self.grid.expand(len(slots), -1, -1, -1)
-        return self.layers(torch.cat([broadcast, grid], dim=1).contiguous(memory_format=torch.channels_last))
+        *layers, norm, _, projection = self.layers
+        features = torch.cat([broadcast, grid], dim=1).contiguous(memory_format=torch.channels_last)
+        for layer in layers:
+            features = layer(features)
+        return norm_relu_projection(features, norm, projection)
 
 
 class SeparableDecoder(nn.Module):
