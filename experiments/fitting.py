@@ -22,6 +22,7 @@ from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import TEMPERATURE, Reader, draw, sample_scenes, summarise
 from experiments.systems import build_objective, build_phases, build_system
+from pyro_lom.compilation import compile_networks
 from pyro_lom.data.minibatches import Minibatches, float_images
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
@@ -40,9 +41,11 @@ class Arguments:
     devices: int = 1
     """GPUs, or CPU processes, to train on."""
     resume: Path | None = None
-    """A run folder to go on with, in its own configuration: beside --devices no other option is taken."""
+    """A run folder to go on with, in its own configuration: beside --devices and --compile no option is taken."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
+    compile: bool = False
+    """Let torch compile encoders and decoders; where it cannot, one line says so."""
     dry_run: bool = False
     """Print the resolved configuration and the parameters of each part, and stop."""
 
@@ -55,9 +58,11 @@ def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, default=default, prog="fit.py", description=DESCRIPTION)
     config = options.config
     if options.resume is not None:
-        taken = {name: getattr(options, name) for name in ("resume", "devices", "dry_run")}
+        taken = {name: getattr(options, name) for name in ("resume", "devices", "compile", "dry_run")}
         if options != Arguments(preset("demo"), **taken):
-            raise UserError(f"--resume {options.resume} has its own configuration: give no other option but --devices")
+            raise UserError(
+                f"--resume {options.resume} has its own configuration: give no other option but --devices and --compile"
+            )
         config = from_dict(Run.open(options.resume).read_json("config.json"), place=f"{options.resume}/config.json")
     elif config.train.geco.target != default.config.train.geco.target and config.train.geco.target_rmse is not None:
         raise UserError(
@@ -67,7 +72,13 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         _print_plan(config)
         return
-    fit(config, devices=options.devices, resume=options.resume, runs_dir=options.runs_dir)
+    fit(
+        config,
+        devices=options.devices,
+        compiled=options.compile,
+        resume=options.resume,
+        runs_dir=options.runs_dir,
+    )
 
 
 @pyro.validation_enabled(False)  # a NaN is reported by the trainer, by site and step
@@ -76,6 +87,7 @@ def fit(
     *,
     scene_prior: nn.Module | None = None,
     devices: int = 1,
+    compiled: bool = False,
     resume: Path | None = None,
     runs_dir: Path = Path("runs"),
 ) -> Run:
@@ -129,6 +141,8 @@ def fit(
         if complaint := signs and signs.complaint():
             tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
 
+    if compiled:
+        compile_networks(objective, tell)
     trainer = Trainer(
         fabric,
         objective,

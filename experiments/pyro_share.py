@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -79,7 +79,7 @@ class _Plain:
     def subsample(self, data: Tensor, event_dim: int) -> Tensor:
         return data[: self._size]
 
-    def terms(self, elbo: TraceScene_ELBO, model: nn.Module, guide: nn.Module, *args: Any) -> Terms:
+    def terms(self, elbo: TraceScene_ELBO, model: Callable, guide: Callable, *args: Any) -> Terms:
         """`TraceScene_ELBO.terms`, without its handlers."""
         self.sites, self.values = {}, {}
         guide(*args)

@@ -19,6 +19,7 @@ def norm_relu_projection(
     """projection(relu(norm(features))). It can be differentiated once."""
     if features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return projection(F.relu(norm(features), inplace=True))
+    features = features.contiguous(memory_format=torch.channels_last)  # torch's kernel wants its gradient alike
     weight = projection.weight.flatten(1)
     return _NormReluProjection.apply(features, norm.weight, norm.bias, weight, projection.bias, norm)
 

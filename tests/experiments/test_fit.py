@@ -328,7 +328,10 @@ def test_a_prior_without_temperature_fails_at_once(tiny, tmp_path, monkeypatch):
             "images in {data} are 32x32, but --data.image-size is 64: pass --data.image-size 32",
         ),
         (["--data.path", "none.h5"], "no such file or folder: none.h5"),
-        (["--resume", "nowhere"], "--resume nowhere has its own configuration: give no other option but --devices"),
+        (
+            ["--resume", "nowhere"],
+            "--resume nowhere has its own configuration: give no other option but --devices and --compile",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -444,7 +447,7 @@ def test_resume_takes_no_other_option(option, refused, run_folder):
         [["--resume", run_folder], option] if option[0].startswith("-") else [option, ["--resume", run_folder]]
     )
     line = refused(*first[0], *second)
-    assert line == f"--resume {run_folder} has its own configuration: give no other option but --devices"
+    assert line == f"--resume {run_folder} has its own configuration: give no other option but --devices and --compile"
 
 
 def edited(run_folder, *place, value):
