@@ -45,7 +45,8 @@ class DeconvolutionDecoder(nn.Module):
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
         flat = slots.reshape(-1, slots.shape[-1])
         at_once = CPU_CHUNK if flat.device.type == "cpu" else len(flat)
-        return torch.cat([self._decode(some) for some in flat.split(at_once)]).unflatten(0, slots.shape[:-1])
+        decoded = torch.cat([self._decode(some) for some in flat.split(at_once)])
+        return decoded.contiguous().unflatten(0, slots.shape[:-1])  # colours and masks are read channel by channel
 
     def _decode(self, slots: Float[Tensor, "N Dz"]) -> Float[Tensor, "N out H W"]:
         broadcast = slots[..., None, None].expand(-1, -1, *self.grid.shape[-2:])

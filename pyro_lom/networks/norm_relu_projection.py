@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_BLOCK = 2  # images at once: their activations, and gradients of these, fit a cache
+_BLOCK = 4  # images at once: their activations, and gradients of these, fit a cache
 
 
 def norm_relu_projection(
