@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from pyro_lom.data.minibatches import Minibatches, to_float
@@ -73,11 +74,24 @@ def take_step(
     orderless: OrderlessPosterior | None = None,
     only: tuple[str, ...] | None = None,
     clip_norm: float | None = None,
+    accumulate: int = 1,
 ) -> Evaluation:
-    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers."""
-    evaluation = module(images, orderless=orderless, only=only)
+    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers.
+
+    The batch is taken in `accumulate` equal parts, one after another, whose mean gradient is that of the whole.
+    """
+    given = (
+        [None] * accumulate if orderless is None else zip(*(p.chunk(accumulate) for p in orderless[:2]), strict=True)
+    )
+    evaluations = []
     optimizer.zero_grad()
-    fabric.backward(evaluation.loss)
+    for part, posterior in zip(images.chunk(accumulate), given, strict=True):
+        with fabric.no_backward_sync(module, enabled=len(evaluations) + 1 < accumulate):
+            posterior = posterior and OrderlessPosterior(*posterior)
+            evaluation = module(part, orderless=posterior, only=only)
+            fabric.backward(evaluation.loss / accumulate)
+        evaluations.append(tree_map(torch.detach, evaluation))
+    evaluation = tree_map(lambda *values: sum(values) / accumulate, *evaluations)
     if clip_norm is not None:
         fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     optimizer.step()
@@ -93,6 +107,7 @@ class Trainer:
 
     Args:
         images: uint8 (N, H, W, C) array, the training split.
+        accumulate: parts that each process takes its share of a batch in, to save memory; they must be equal.
         preview: called with the step every `preview_every` steps, on rank 0; draws figures.
     """
 
@@ -106,13 +121,14 @@ class Trainer:
         *,
         seed: int,
         clip_norm: float | None = None,
+        accumulate: int = 1,
         log_every: int = 50,
         checkpoint_every: int = 1000,
         preview_every: int | None = None,
         preview: Callable[[int], None] | None = None,
     ):
         self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
-        self.seed, self.clip_norm = seed, clip_norm
+        self.seed, self.clip_norm, self.accumulate = seed, clip_norm, accumulate
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.preview_every, self.preview = preview_every, preview
         self.num_steps = sum(phase.steps for phase in phases)
@@ -185,7 +201,14 @@ class Trainer:
                 rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)
                 orderless = OrderlessPosterior(cache.loc[rows], cache.scale[rows])
             evaluation = take_step(
-                fabric, module, optimizer, images, orderless=orderless, only=names, clip_norm=self.clip_norm
+                fabric,
+                module,
+                optimizer,
+                images,
+                orderless=orderless,
+                only=names,
+                clip_norm=self.clip_norm,
+                accumulate=self.accumulate,
             )
             self.step += 1
             self._note_non_finite(evaluation.terms)
