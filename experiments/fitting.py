@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, check, from_dict, to_dict
+from experiments.config import Config, Count, check, from_dict, to_dict
 from experiments.devices import processes, shared_out
 from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
