@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.config import Config, Count, Model, Slots, check_bounds
+from experiments.devices import shared_out
 from experiments.presets import preset
 from experiments.step_timing import Settings, measure
 from experiments.systems import build_phases, build_system
@@ -27,7 +28,7 @@ device's fastest matrix product in the same process."""
 SYSTEMS = get_args(get_type_hints(Model)["system"])
 Precision = Literal["32-true", "bf16-mixed"]
 Row = dict[str, Any]
-IDENTITY = ("system", "data", "pairs", "resolution", "slots", "batch", "precision", "device", "compiled")
+IDENTITY = ("system", "data", "pairs", "resolution", "slots", "batch", "precision", "device", "compiled", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Arguments:
     """auto is a GPU where there is one."""
     compiled: bool = False
     """Compile the networks, as `fit.py --compile` does."""
+    accumulate: Count = 1
+    """Parts that a batch is taken in, as `fit.py --accumulate` does."""
     steps: Count = 15
     """Timed steps of each row, after three to warm up."""
     json: Path | None = None
@@ -97,7 +100,10 @@ def _settings(options: Arguments) -> list[Settings]:
         for resolution, num_slots, batch_size, precision in itertools.product(*choices):
             config = _changed(base, num_slots, batch_size, precision)
             phases = build_phases(config, build_system(config, (3, resolution, resolution)))
-            settings = Settings(config, options.data, resolution, device, options.compiled, options.steps)
+            config = shared_out(config, None, 1, options.accumulate)
+            settings = Settings(
+                config, options.data, resolution, device, options.compiled, options.accumulate, options.steps
+            )
             found += [replace(settings, phase=number) for number in range(len(phases))]
     return found
 
@@ -183,6 +189,7 @@ def comparison(rows: list[Row], old: list[Row]) -> str:
 def _names(row: Row) -> list[str]:
     alone = "" if row["pairs"] == "all" else f", {row['pairs']}"
     place = row["device"] + (", compiled" if row["compiled"] else "")
+    place += f", in {row['accumulate']} parts" if row["accumulate"] > 1 else ""
     return [row["system"] + alone, *(str(row[key]) for key in ("resolution", "slots", "batch", "precision")), place]
 
 

@@ -1,11 +1,9 @@
 """One row of the benchmark: a training step as the trainer takes it, timed from outside and part by part."""
 
 import statistics
+import sys
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,22 +15,21 @@ import pyro.poutine as poutine
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from experiments.config import Config
 from experiments.pyro_share import seconds_of_pyro
+from experiments.step_parts import Parts, seconds
 from experiments.systems import Pair, System, build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
-from pyro_lom.objective import Objective
 from pyro_lom.trainer import take_step
 from pyro_lom.types import OrderlessPosterior
 
 # GFLOP of a training step at 64x64, K = 7, batch 8, of products that its equations ask for: forward, and twice as many
 # backward. Fixed, so that doing fewer counts as faster and doing needless ones does not.
 REFERENCE_GFLOP = {"genesis-v2": 88, "lom-genesis-v2": 135, "emorl": 943}
-_NUM_IMAGES = 2048
+_NUM_IMAGES = 1024
 _WARM_UP = 3
 _TIMED_PARTS = 3
 
@@ -46,6 +43,7 @@ class Settings:
     resolution: int
     device: str
     compiled: bool
+    accumulate: int
     steps: int
     phase: int = 0
 
@@ -64,7 +62,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     for name, pair in objective.pairs.items():
         pair.requires_grad_(name in pairs)
     if settings.compiled:
-        compile_networks(objective)
+        compile_networks(objective, partial(print, file=sys.stderr))
     adam = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-4, fused=True)
     module, optimizer = fabric.setup(objective, adam)
 
@@ -77,16 +75,25 @@ def measure(settings: Settings) -> dict[str, Any]:
 
         def step(number: int) -> None:
             images = to_float(fabric.to_device(batches(number)))
-            take_step(fabric, module, optimizer, images, orderless=given, only=pairs, clip_norm=config.train.clip_norm)
+            take_step(
+                fabric,
+                module,
+                optimizer,
+                images,
+                orderless=given,
+                only=pairs,
+                clip_norm=config.train.clip_norm,
+                accumulate=settings.accumulate,
+            )
 
         for number in range(_WARM_UP):
             step(number)
         peaks = [_matrix_product_gflops(fabric.device)]
-        times = [_seconds(lambda number=number: step(number), fabric.device) for number in range(settings.steps)]
+        times = [seconds(lambda number=number: step(number), fabric.device) for number in range(settings.steps)]
         peaks.append(_matrix_product_gflops(fabric.device))
         memory = _peak_memory_mb(fabric.device)
-        loading = [_seconds(lambda number=number: batches(number), fabric.device) for number in range(100)]
-        parts = _Parts(fabric.device)
+        loading = [seconds(lambda number=number: batches(number), fabric.device) for number in range(100)]
+        parts = Parts(fabric.device)
         with parts.watched(objective, adam):
             for number in range(_TIMED_PARTS):
                 with parts.within("data"):
@@ -113,6 +120,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "precision": config.train.precision,
         "device": settings.device,
         "compiled": settings.compiled,
+        "accumulate": settings.accumulate,
         "threads": torch.get_num_threads(),
         "median_s": median,
         "min_s": min(times),
@@ -123,102 +131,11 @@ def measure(settings: Settings) -> dict[str, Any]:
         "reference_gflop": reference,
         "share_of_peak": reference / (median * max(peaks)) if reference else None,
         "pyro_share": pyro_seconds / median,
-        "parts": {part: seconds / _TIMED_PARTS for part, seconds in parts.seconds.items()},
+        "parts": {part: total / _TIMED_PARTS for part, total in parts.seconds.items()},
         "loading_images_per_second": phase.batch_size / statistics.median(loading),
         "sampling_images_per_second": phase.batch_size / sampling,
         "evaluation_images_per_second": phase.batch_size / evaluation,
     }
-
-
-class _Parts:
-    """Adds up the seconds of the parts of a step.
-
-    One part runs at a time. A network's part begins where its `forward` does; backward, it begins at the mark on the
-    network's outputs and ends at that on its inputs.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._part, self._since = "", 0.0
-
-    def switch(self, part: str) -> str:
-        """Begin `part`; returns what ran until now."""
-        _wait(self.device)
-        now, before = time.perf_counter(), self._part
-        if before:
-            self.seconds[before] += now - self._since
-        self._part, self._since = part, now
-        return before
-
-    @contextmanager
-    def within(self, part: str) -> Iterator[None]:
-        before = self.switch(part)
-        try:
-            yield
-        finally:
-            self.switch(before)
-
-    @contextmanager
-    def watched(self, objective: Objective, optimizer: Any) -> Iterator[None]:
-        handles, matches = [], {}
-        for name, pair in objective.pairs.items():
-            for program in (pair.model, pair.guide):
-                for child, network in program.named_children():
-                    handles += self._watch(network, _part_of(name, child))
-            if match := getattr(pair.guide, "match", None):
-                matches[pair.guide] = match
-                pair.guide.match = self._timed(match, "matching")
-        before: list[str] = []
-        handles.append(optimizer.register_step_pre_hook(lambda *_: before.append(self.switch("optimiser"))))
-        handles.append(optimizer.register_step_post_hook(lambda *_: self.switch(before.pop()) and None))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for guide, match in matches.items():
-                guide.match = match
-
-    def _watch(self, network: nn.Module, part: str) -> list:
-        before: list[str] = []
-
-        def enter(_, inputs):
-            before.append(self.switch(part))
-            return tree_map_only(Tensor, lambda tensor: _Mark.apply(tensor, self, "ELBO"), inputs)
-
-        def leave(_, __, outputs):
-            self.switch(before.pop())
-            return tree_map_only(Tensor, lambda tensor: _Mark.apply(tensor, self, part), outputs)
-
-        return [network.register_forward_pre_hook(enter), network.register_forward_hook(leave)]
-
-    def _timed(self, function: Callable, part: str) -> Callable:
-        def timed(*arguments):
-            with self.within(part):
-                return function(*arguments)
-
-        return timed
-
-
-class _Mark(torch.autograd.Function):
-    """The identity, at whose backward another part begins."""
-
-    @staticmethod
-    def forward(ctx, tensor, parts, part):
-        ctx.parts, ctx.part = parts, part
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        ctx.parts.switch(ctx.part)
-        return gradient, None, None
-
-
-def _part_of(pair: str, child: str) -> str:
-    if child in ("decoder", "likelihood"):
-        return {"decoder": "decoders", "likelihood": "ELBO"}[child]
-    return "encoder" if pair == "orderless" else "order networks"
 
 
 @torch.no_grad()
@@ -250,7 +167,7 @@ def _random_scenes(shape: tuple[int, int, int]) -> Scenes:
 def _matrix_product_gflops(device: torch.device, size: int = 2048, products: int = 20) -> float:
     """The fastest of some float32 products of square matrices."""
     left, right = torch.rand(2, size, size, device=device)
-    return 2 * size**3 / min(_seconds(lambda: left @ right, device) for _ in range(products)) / 1e9
+    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(products)) / 1e9
 
 
 def _peak_memory_mb(device: torch.device) -> float:
@@ -267,17 +184,4 @@ def _peak_memory_mb(device: torch.device) -> float:
 
 def _median(work: Callable[[], Any], device: torch.device, times: int = 3) -> float:
     work()
-    return statistics.median(_seconds(work, device) for _ in range(times))
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return statistics.median(seconds(work, device) for _ in range(times))

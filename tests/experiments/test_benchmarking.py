@@ -36,6 +36,7 @@ def test_a_row_of_every_system(system):
         "precision": "32-true",
         "device": "cpu",
         "compiled": False,
+        "accumulate": 1,
     }
     assert 0 < row["min_s"] <= row["median_s"] and row["spread_s"] >= 0
     assert row["images_per_second"] == pytest.approx(1 / row["median_s"])
@@ -88,6 +89,7 @@ def test_a_row_in_a_process_of_its_own(command):
     ("arguments", "line"),
     [
         (["--steps", "0"], "--steps is 0: it must be 1 or more"),
+        (["--accumulate", "3"], "--accumulate is 3: it must divide the batch of 8 scenes of each device"),
         (["--slots", "7", "1"], "--slots is 1: it must be from 2 to 64"),
         (["--batch-sizes", "0"], "--batch-sizes is 0: it must be 1 or more"),
         (["--systems"], "--systems needs one or more"),
