@@ -734,7 +734,7 @@ def test_a_restarted_job_goes_on_with_its_run(tiny, tmp_path):
 @pytest.mark.slow
 def test_the_batch_of_a_step_stays_whatever_the_devices(tiny, tmp_path):
     for number, options in enumerate((["--devices", "1"], ["--devices", "2"], ["--devices", "1", "--accumulate", "2"])):
-        process = start(*tiny, *options, "--global-batch-size", "8", cwd=tmp_path)
+        process = start(*tiny, *options, "--global-batch-size", "8", "--train.ordered-rendered", "None", cwd=tmp_path)
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         [folder] = (tmp_path / "runs").glob(f"{number:05d}-*")
