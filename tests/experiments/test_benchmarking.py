@@ -106,7 +106,11 @@ def test_mistakes(arguments, line, refusal):
 
 def test_more_mistakes(refusal, monkeypatch):
     assert "nought" in refusal(main, "--systems", "nought")
-    for content, line in (("{", "cannot be read"), ("3", "cannot be read"), ('[{"system": "x"}]', "it has no batch, ")):
+    for content, line in (
+        ("{", "cannot be read"),
+        ("3", "cannot be read"),
+        ('[{"system": "x"}]', "it has no accumulate, batch, "),
+    ):
         Path("old.json").write_text(content)
         assert line in refusal(main, "--compare", "old.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
