@@ -94,8 +94,8 @@ class EfficientMorlGuide(Program):
     def training_steps(self, orderless: OrderlessPosterior) -> list[Step]:
         """The published loss: the sum of w_i L_i, with w_i = (I + 3 - i) / (I + 1), over i = 0..I refinements.
 
-            L_0 = -log p(x | o_3) + KL(q_3 || N(0, I)) + KL(q_2 || p(o_2 | o_3)) + KL(q_1 || p(o_1 | o_2))
-            L_i = -log p(x | o_1) + KL(q_3 refined i times || p(o_1 | o_2))
+        L_0 = -log p(x | o_3) + KL(q_3 || N(0, I)) + KL(q_2 || p(o_2 | o_3)) + KL(q_1 || p(o_1 | o_2))
+        L_i = -log p(x | o_1) + KL(q_3 refined i times || p(o_1 | o_2))
         """
         first, second, third, *refined = orderless.steps
         refined.append(SlotMoments(orderless.loc, orderless.scale))
@@ -125,6 +125,8 @@ class EfficientMorlGuide(Program):
             return torch.autograd.grad(kl.sum() - likelihood.log_prob(observed(images)).sum(), raw)[0]
 
 
-def _sample(raw: Float[Tensor, "*batch K two_Dz"], epsilon: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K Dz"]:
+def _sample(
+    raw: Float[Tensor, "*batch K two_Dz"], epsilon: Float[Tensor, "*batch K Dz"]
+) -> Float[Tensor, "*batch K Dz"]:
     posterior = normal_of(raw)
     return posterior.mean + posterior.stddev * epsilon

@@ -25,16 +25,14 @@ class CompactSlotAttention(nn.Module):
         self.initial = nn.Parameter(torch.cat([torch.zeros(slot_dim), scale]))
         self.query = nn.Linear(slot_dim, EMBEDDING_DIM)
         colour_map = 2 * torch.eye(num_channels) - torch.ones(num_channels, num_channels) / num_channels
+        place = 0.15 * torch.eye(2) / PLACE_SCALE
         with torch.no_grad():
-            self.query.weight.zero_()
-            self.query.weight[:num_channels, 2 : 2 + num_channels] = colour_map
-            self.query.weight[num_channels : num_channels + 2, :2] = 0.15 * torch.eye(2) / PLACE_SCALE
-            self.query.bias.zero_()
-            self.query.bias[:num_channels] = 0.5 * colour_map.sum(1)
+            # What MomentsReadout starts with, as CompactPixelEncoder embeds it.
+            given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
+            self.query.weight.zero_()[: given.shape[0], : given.shape[1]] = given
+            self.query.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
         self.log_bandwidth = nn.Parameter(torch.tensor(-3.0))
-        self.readout = MomentsReadout(
-            slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED
-        )
+        self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
 
     def forward(

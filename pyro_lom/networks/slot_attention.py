@@ -61,7 +61,9 @@ class StochasticSlotAttention(nn.Module):
         for parameter in self.recurrent.parameters():
             nn.init.normal_(parameter)
         self.residual = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(slot_dim), nn.Linear(slot_dim, 2 * width), nn.ReLU(), nn.Linear(2 * width, slot_dim))
+            nn.Sequential(
+                nn.LayerNorm(slot_dim), nn.Linear(slot_dim, 2 * width), nn.ReLU(), nn.Linear(2 * width, slot_dim)
+            )
             for _ in range(2)
         )
         small_xavier_(self.residual)
@@ -87,8 +89,8 @@ class StochasticSlotAttention(nn.Module):
 class Refinement(nn.Module):
     """Moves a posterior's parameters by the gradient of the ELBO, as a recurrent network reads it.
 
-        h   <- GRU(MLP([raw, LN(d loc), LN(d raw_variance)]), h)
-        raw <- raw + [Linear(h), Linear'(h)]
+    h   <- GRU(MLP([raw, LN(d loc), LN(d raw_variance)]), h)
+    raw <- raw + [Linear(h), Linear'(h)]
     """
 
     def __init__(self, slot_dim: int, *, width: int):
