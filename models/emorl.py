@@ -1,4 +1,4 @@
-"""EfficientMORL (Emami et al., 2021): an orderless model that a LOM borrows from, with a hierarchy of independent slots."""
+"""EfficientMORL (Emami et al., 2021): an orderless model with a hierarchy of slots, for a LOM to borrow from."""
 
 import pyro
 import pyro.distributions as dist

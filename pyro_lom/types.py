@@ -4,7 +4,7 @@ Axis letters, the same everywhere: B scenes, K slots, C H W pixels, Ds and Dz th
 Networks take any number of leading axes (`*batch`) before those they name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
