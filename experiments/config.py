@@ -136,6 +136,8 @@ class Train:
     in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
     ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
+    ordered_learning_rate: Positive | None = None
+    """Of Adam after the orderless pair was trained first; learning_rate when not given."""
     ordered_rendered: Count | None = None
     """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
     orderless_free_nats_per_dim: NotNegative = 0.0

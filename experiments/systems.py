@@ -119,7 +119,7 @@ def build_phases(config: Config, system: System) -> list[Phase]:
     ordered = phase(
         train.steps - orderless_steps,
         train.ordered_batch_size or train.batch_size,
-        train.learning_rate,
+        train.ordered_learning_rate or train.learning_rate,
         pairs=("ordered",),
         prepare=start_from_the_orderless_decoder,
     )

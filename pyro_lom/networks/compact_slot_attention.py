@@ -31,8 +31,7 @@ class CompactSlotAttention(nn.Module):
             given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
             self.query.weight.zero_()[: given.shape[0], : given.shape[1]] = given
             self.query.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
-        self.num_inner = 3
-        self.log_bandwidth = nn.Parameter(torch.tensor(-3.0))
+        self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
         self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
 
@@ -44,10 +43,8 @@ class CompactSlotAttention(nn.Module):
     ) -> Attended:
         embedding = pixels.embedding.flatten(2)  # (B, E, N)
         query = self.query(slots)
-        for _ in range(self.num_inner):
-            distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # up to what slots share
-            log_masks = (-distance.float() / self.log_bandwidth.exp()).log_softmax(-2)
-            masks = log_masks.exp()
-            weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-            query = weights @ embedding.transpose(1, 2)
+        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # up to what slots share
+        log_masks = (-distance.float() / self.log_bandwidth.exp()).log_softmax(-2)
+        masks = log_masks.exp()
+        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
         return Attended(self.readout(weights @ pixels.features.flatten(2).transpose(1, 2)), log_masks)
