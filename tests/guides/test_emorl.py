@@ -115,6 +115,16 @@ class TestInference:
         assert found.log_masks.shape == (B, K, 1, size, size)
         assert large.model.render(found.loc).image.shape == (B, 3, size, size)
 
+    @pytest.mark.parametrize("networks", NETWORKS)
+    def test_a_lom_that_reads_it_sends_it_no_gradient(self, networks):
+        objective = tiny_objective("lom-emorl", networks)
+        objective(IMAGES, only=["ordered"]).loss.backward()
+        for name, parameter in objective.named_parameters():
+            if name.startswith("pairs.orderless."):
+                assert parameter.grad is None or not parameter.grad.any(), name
+            else:
+                assert parameter.grad is not None, name
+
     def test_it_borrows_its_model(self, guide):
         assert not set(guide.model.parameters()) & set(guide.parameters())
 
