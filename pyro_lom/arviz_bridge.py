@@ -94,6 +94,7 @@ def inference_data(
     *,
     num_draws: int = 100,
     statistics: dict[str, Statistic] = STATISTICS,
+    progressbar: bool = True,
 ):
     """Everything that ArviZ plots and compares, of a pair in evaluation mode and of images.
 
@@ -120,7 +121,7 @@ def inference_data(
 
     groups: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     dims = {name: ["scene"] for name in (*statistics, "x")}
-    for _ in trange(num_draws, desc="drawing", leave=False, unit="draw", dynamic_ncols=True):
+    for _ in trange(num_draws, desc="drawing", leave=False, unit="draw", disable=not progressbar):
         prior = poutine.trace(model).get_trace(num_scenes=len(images))
         found = poutine.trace(guide).get_trace(images)
         posterior = poutine.trace(poutine.replay(model, trace=found)).get_trace(images)

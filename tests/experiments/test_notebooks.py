@@ -1,5 +1,6 @@
 """The notebooks run from the run that is shipped with them, and are committed with the outputs of one clean pass."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from nbclient import NotebookClient
 
 from experiments.loading import load_run
 from experiments.summary import Reader
+from pyro_lom.arviz_bridge import STATISTICS, bayesian_p_values, inference_data, reconstruction_error
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.towers import make_towers
 from pyro_lom.metrics.ari import mean_ari
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
@@ -31,6 +34,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, folder):
@@ -48,9 +52,32 @@ def test_is_committed_with_the_outputs_of_one_pass(path):
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
 
 
-def test_the_shipped_run_finds_its_blocks(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    _, system, scenes = load_run(RUN)
+@pytest.fixture(scope="module")
+def shipped(folder):
+    with contextlib.chdir(folder):
+        return load_run(RUN)
+
+
+def test_the_shipped_run_finds_its_blocks(shipped):
+    _, system, scenes = shipped
     test = scenes.split("test", at_most=64)
     segments = Reader(system, torch.device("cpu")).infer(float_images(test.images)).log_masks.argmax(-4).squeeze(-3)
     assert mean_ari(segments, torch.from_numpy(np.array(test.labels)).long(), test.num_background) > 0.95
+
+
+def test_p_values_pass_a_fit_and_find_a_planted_misfit(shipped):
+    _, (_, (model, guide)), scenes = shipped
+    statistics = STATISTICS | {"reconstruction_error": reconstruction_error(model, guide)}
+    tall = make_towers(100, seed=1, max_blocks=5)
+
+    def p_values(images):
+        torch.manual_seed(0)
+        return bayesian_p_values(
+            inference_data(model, guide, float_images(images[:32]), num_draws=8, statistics=statistics)
+        )
+
+    fit = p_values(scenes.split("test").images)
+    misfit = p_values(tall.images[tall.factors["present"].sum(1) == 5])
+    assert all(0.1 < p < 0.9 for p in fit.values()), fit
+    assert misfit["reconstruction_error"] < 0.05
+    assert misfit["detail"] < 0.15
