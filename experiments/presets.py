@@ -170,8 +170,8 @@ def lom_emorl_towers() -> Config:
         model=replace(demo.model, system="lom-emorl", num_slots=6, image_scale=0.1, num_refinements=1),
         train=replace(
             demo.train,
-            steps=10_500,
-            orderless_first=0.43,
+            steps=5000,
+            orderless_first=0.4,
             learning_rate=4e-3,
             ordered_learning_rate=2e-3,
             geco=replace(demo.train.geco, initial=1.0, minimum=1.0, maximum=50.0),
