@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.networks.norm_relu_projection import norm_relu_projection
@@ -121,9 +122,29 @@ class BroadcastDecoder(nn.Module):
         small_xavier_(self)
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
-        place = self.place(self.ramps.movedim(0, -1)).movedim(-1, 0)
-        broadcast = slots.reshape(-1, slots.shape[-1])[..., None, None] + place
-        return self.layers(broadcast).unflatten(0, slots.shape[:-1])
+        # The first convolution is linear and sees no edge: of the slot it is the same at every pixel, and of the place
+        # the same for all slots.
+        first = self.layers[0]
+        place = self.place(self.ramps.movedim(0, -1)).movedim(-1, 0).unsqueeze(0)
+        of_place = F.conv2d(place.contiguous(memory_format=torch.channels_last), first.weight, first.bias)
+        of_slots = F.linear(slots.reshape(-1, slots.shape[-1]), first.weight.sum((2, 3)))[..., None, None]
+        at_once = CPU_CHUNK if slots.device.type == "cpu" else len(of_slots)
+        decoded = torch.cat([self._finish(some, of_place) for some in of_slots.split(at_once)])
+        return decoded.contiguous().unflatten(0, slots.shape[:-1])  # colours and masks are read channel by channel
+
+    def _finish(
+        self, of_slots: Float[Tensor, "N width 1 1"], of_place: Float[Tensor, "1 width h w"]
+    ) -> Float[Tensor, "N out H W"]:
+        _, elu, second, *layers = self.layers
+
+        def first_two() -> Tensor:
+            return second(elu(of_slots + of_place))
+
+        # The largest maps are not kept, but added up again in the backward pass, which ends before the convolution.
+        features = checkpoint(first_two, use_reentrant=False, preserve_rng_state=False)
+        for layer in layers:
+            features = layer(features)
+        return features
 
 
 DECODERS = {"deconvolution": DeconvolutionDecoder, "separable": SeparableDecoder, "broadcast": BroadcastDecoder}

@@ -22,7 +22,7 @@ class RampEncoder(nn.Module):
         super().__init__()
         layers = []
         for in_channels in (num_channels, width, width, width):
-            layers += [nn.Conv2d(in_channels, width, 5, padding=2), nn.ReLU()]
+            layers += [nn.Conv2d(in_channels, width, 5, padding=2), nn.ReLU(inplace=True)]
         self.convolutions = small_xavier_(nn.Sequential(*layers))
         self.place = nn.Linear(4, width)
         self.norm = nn.LayerNorm(width)

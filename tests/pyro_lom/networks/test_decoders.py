@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.decoders import DECODERS, PLACE_SCALE, DeconvolutionDecoder, SeparableDecoder
+from pyro_lom.networks.decoders import (
+    DECODERS,
+    PLACE_SCALE,
+    BroadcastDecoder,
+    DeconvolutionDecoder,
+    SeparableDecoder,
+)
 
 every_decoder = pytest.mark.parametrize("decoder_class", DECODERS.values(), ids=DECODERS)
 
@@ -56,8 +62,39 @@ def test_the_separable_decoder_starts_by_moving_with_a_slots_place(axis):
     torch.testing.assert_close(second.narrow(-2 + axis, 3, 29), first.narrow(-2 + axis, 0, 29), rtol=1e-3, atol=1e-3)
 
 
+def assert_same_outputs_and_gradients(found, expected, here, there, slots):
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((out * weight).sum(), [slots, *module.parameters()])
+        for out, module in ((found, here), (expected, there))
+    ]
+    for mine, stock in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, stock)
+
+
+def test_broadcast_convolutions_are_torchs_own():
+    decoder = BroadcastDecoder(6, 32, out_channels=4, width=8).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    slots = torch.randn(5, 6, 6, dtype=torch.float64, requires_grad=True)  # 30 of them: chunks, and a rest
+    place = decoder.place(decoder.ramps.double().movedim(0, -1)).movedim(-1, 0)
+    expected = decoder.layers(slots.flatten(0, 1)[..., None, None] + place).unflatten(0, (5, 6))
+    assert_same_outputs_and_gradients(decoder(slots), expected, decoder, decoder, slots)
+
+
+def test_the_largest_maps_of_the_broadcast_decoder_are_not_kept():
+    decoder, kept = BroadcastDecoder(6, 32, out_channels=4, width=8), []
+    slots = torch.randn(3, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        decoder(slots).sum().backward()
+    assert (3, 8, 38, 38) in kept  # what the third convolution reads
+    assert (3, 8, 40, 40) not in kept
+
+
 def test_deconvolutions_are_torchs_own():
-    decoder, slots = DeconvolutionDecoder(6, 32, out_channels=4, width=8).double(), torch.randn(30, 6).double()
+    decoder = DeconvolutionDecoder(6, 32, out_channels=4, width=8).double()
+    slots = torch.randn(30, 6, dtype=torch.float64, requires_grad=True)
     stock = nn.Sequential(*decoder.layers)
     for index, layer in enumerate(stock):
         if isinstance(layer, nn.ConvTranspose2d):
@@ -68,11 +105,4 @@ def test_deconvolutions_are_torchs_own():
     broadcast = slots[..., None, None].expand(-1, -1, 2, 2)
     grid = decoder.grid.double().expand(30, -1, -1, -1)
     expected, found = stock(torch.cat([broadcast, grid], dim=1)), decoder(slots)
-    torch.testing.assert_close(found, expected)
-    weight = torch.randn_like(expected)
-    gradients = [
-        torch.autograd.grad((out * weight).sum(), list(module.parameters()))
-        for out, module in ((found, decoder), (expected, stock))
-    ]
-    for here, there in zip(*gradients, strict=True):
-        torch.testing.assert_close(here, there)
+    assert_same_outputs_and_gradients(found, expected, decoder, stock, slots)
