@@ -54,7 +54,7 @@ class ScenePrior:
 
 @dataclass(frozen=True)
 class Model:
-    system: Literal["lom-genesis-v2", "genesis-v2"] = "lom-genesis-v2"
+    system: Literal["lom-genesis-v2", "genesis-v2", "lom-emorl", "emorl"] = "lom-genesis-v2"
     """A LOM with its orderless model, or an orderless model alone."""
     num_slots: Slots = 7
     """K: objects and pieces of background that a scene can hold (A.4.1)."""
@@ -64,11 +64,14 @@ class Model:
     """sigma, the standard deviation of the likelihood, for images in [0, 1] (A.4.1)."""
 
     encoder: Literal["published", "compact"] = "published"
-    """GENESIS-v2's networks, or small ones with short cuts for small images and short trainings (departure)."""
+    """The orderless model's own networks, or small ones with short cuts for small images and short trainings
+    (departure)."""
     encoder_width: Width = 64
-    """Channels of the encoder's UNet at its full resolution."""
-    decoder: Literal["deconvolution", "separable"] = "deconvolution"
-    """GENESIS-v2's deconvolutions, or a small decoder for small images (departure)."""
+    """Channels of the encoder at its full resolution."""
+    num_refinements: Natural = 2
+    """Steps of EMORL's iterative refinement (A.4.1)."""
+    decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
+    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
     decoder_width: Width = 64
     """Channels, or units, of a decoder's layers."""
 
@@ -77,6 +80,8 @@ class Model:
     scene_prior: ScenePrior = ScenePrior()
     slot_prior: Literal["ordered", "bag-of-words"] = "ordered"
     """p(z_k | h_k), with h_k from a causal Transformer f, or with every h_k = s (3.1)."""
+    scene_pooling: Literal["sum", "token"] = "sum"
+    """What g reads off its K+1 outputs: their sum, or the last, that of its own token (Fig. 5b)."""
     num_encoder_blocks: Natural = 3
     """Self-attention blocks of the scene encoder g (A.1)."""
     num_order_blocks: Natural = 2
@@ -91,20 +96,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Geco:
+    rule: Literal["multiplicative", "additive"] = "multiplicative"
+    """GENESIS's, whose multiplier is on the KL, or EMORL's, where softplus of the parameter is on the error (A.4.2)."""
     target: Real = -0.353
     """Error to reach, nats per pixel and channel without (1/2) log 2 pi (A.4.2); see target_rmse."""
     target_rmse: Positive | None = None
     """The same as a root mean squared error, used instead when given."""
     step_size: NotNegative = 1e-6
-    """Of the multiplier's update at 64x64 (A.4.2); times 64^2 / image_size^2, as in GENESIS, unless goal_relative."""
+    """Of the parameter's update (A.4.2); GENESIS's is at 64x64, and times 64^2 / image_size^2, unless goal_relative."""
     speedup: Positive = 10.0
     """Factor on the step once the target is reached."""
     initial: Positive = 1.0
-    """First multiplier of the KL."""
+    """First parameter: the multiplier, or what softplus makes one of."""
     minimum: Positive = 1e-10
-    """Lower bound of the multiplier."""
+    """Lower bound of the parameter."""
     maximum: Positive = 1e10
-    """Upper bound of the multiplier."""
+    """Upper bound of the parameter."""
+    warm_start: Natural = 0
+    """Steps before the rule sets in, with a plain ELBO under the additive rule."""
     goal_relative: bool = False
     """Constraint relative to the target and clamped to [-1, 1] (departure for short trainings)."""
 
@@ -128,8 +137,12 @@ class Train:
     in the paper. The stop-gradient makes this another schedule, not another objective (departure)."""
     ordered_batch_size: Count | None = None
     """Scenes a step after the orderless pair was trained first; batch_size when not given."""
+    ordered_learning_rate: Positive | None = None
+    """Of Adam after the orderless pair was trained first; learning_rate when not given."""
     ordered_rendered: Count | None = None
     """Scenes of an ordered batch whose images are decoded and scored; all when not given. KLs use every scene."""
+    orderless_free_nats_per_dim: NotNegative = 0.0
+    """lambda / Dz: floor of each KL of the orderless model's; EMORL's is 0.75 (A.4.2)."""
     free_nats_per_dim: NotNegative = 0.25
     """lambda / Ds: floor of the KL of each scene, in nats per dimension of s (Eq. 26, A.4.2)."""
     final_free_nats_per_dim: NotNegative = 0.167

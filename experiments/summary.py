@@ -76,11 +76,11 @@ class Reader:
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
-        parts = [
-            self.system.orderless.guide.infer(images[first : first + _BATCH].to(self.device))
-            for first in progress(range(0, len(images), _BATCH), "inferring")
+        first, *rest = [
+            self.system.orderless.guide.infer(images[start : start + _BATCH].to(self.device))
+            for start in progress(range(0, len(images), _BATCH), "inferring")
         ]
-        return OrderlessPosterior(*(None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)))
+        return first.map(lambda *parts: torch.cat(parts), *rest)
 
     def binding(self, images: Float[Tensor, "B C H W"]) -> Binding | None:
         """Signs of whether slots bind to things, from the encoder's masks; None where a system has none."""
@@ -140,8 +140,7 @@ class Reader:
     def _batches(self, images, orderless):
         for first in progress(range(0, len(images), _BATCH), "evaluating"):
             rows = slice(first, first + _BATCH)
-            posterior = OrderlessPosterior(orderless.loc[rows], orderless.scale[rows])
-            yield images[rows].to(self.device), posterior
+            yield images[rows].to(self.device), orderless.map(lambda part, rows=rows: part[rows])
 
     def _by_level(self, batches: Iterable[Terms]) -> dict[str, Float[Tensor, "_"]]:
         slot_sites = {name for pair in self.system if pair for name in _slot_sites(pair)}

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from experiments.config import Config, Model
+from guides.emorl import EfficientMorlGuide
 from guides.genesis_v2 import GenesisV2Guide
 from guides.lom import LatentObjectGuide
+from models.emorl import EfficientMorl
 from models.genesis_v2 import GenesisV2
 from models.lom import LatentObjectModel
 from pyro_lom.errors import UserError
-from pyro_lom.geco import FreeNats, MultiplicativeGeco, Target
+from pyro_lom.geco import AdditiveGeco, FreeNats, Geco, MultiplicativeGeco, Target
 from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.networks.decoders import DECODERS
 from pyro_lom.objective import Objective
@@ -70,6 +72,7 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
     guide = LatentObjectGuide(
         lom,
         orderless.guide,
+        scene_pooling=model.scene_pooling,
         num_encoder_blocks=model.num_encoder_blocks,
         num_blocks=model.num_order_blocks,
         width=model.transformer_width,
@@ -86,7 +89,9 @@ def build_objective(config: Config, system: System, image_shape: ImageShape) -> 
         UserError: the target cannot be reached.
     """
     train = config.train
-    pairs = {"orderless": _geco(config, image_shape)(*system.orderless)}
+    nats = FreeNats.constant(train.orderless_free_nats_per_dim * config.model.slot_dim)
+    free_nats = {site: nats for site in system.orderless.model.LATENTS}
+    pairs = {"orderless": _geco(config, image_shape, free_nats)(*system.orderless)}
     if system.ordered is not None:
         final_from = train.steps - round(train.orderless_first * train.steps) - train.final_steps
         nats, final_nats = (
@@ -114,7 +119,7 @@ def build_phases(config: Config, system: System) -> list[Phase]:
     ordered = phase(
         train.steps - orderless_steps,
         train.ordered_batch_size or train.batch_size,
-        train.learning_rate,
+        train.ordered_learning_rate or train.learning_rate,
         pairs=("ordered",),
         prepare=start_from_the_orderless_decoder,
     )
@@ -134,7 +139,26 @@ def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:
     return Pair(model, guide)
 
 
-_ORDERLESS: dict[str, Callable[[Config, ImageShape], Pair]] = {"genesis-v2": _genesis_v2}
+def _emorl(config: Config, image_shape: ImageShape) -> Pair:
+    options = config.model
+    model = EfficientMorl(
+        _decoder(config, image_shape),
+        num_slots=options.num_slots,
+        slot_dim=options.slot_dim,
+        image_scale=options.image_scale,
+        width=2 * options.encoder_width,
+    )
+    guide = EfficientMorlGuide(
+        model,
+        image_shape=image_shape,
+        width=options.encoder_width,
+        compact=options.encoder == "compact",
+        num_refinements=options.num_refinements,
+    )
+    return Pair(model, guide)
+
+
+_ORDERLESS: dict[str, Callable[[Config, ImageShape], Pair]] = {"genesis-v2": _genesis_v2, "emorl": _emorl}
 
 
 _SCENE_PRIORS: dict[str, Callable[[Model], nn.Module]] = {
@@ -156,19 +180,24 @@ def _decoder(config: Config, image_shape: ImageShape) -> nn.Module:
     return DECODERS[options.decoder](options.slot_dim, size, out_channels=channels + 1, width=options.decoder_width)
 
 
-def _geco(config: Config, image_shape: ImageShape, free_nats: dict[str, FreeNats] | None = None) -> MultiplicativeGeco:
+_RULES: dict[str, type[Geco]] = {"multiplicative": MultiplicativeGeco, "additive": AdditiveGeco}
+
+
+def _geco(config: Config, image_shape: ImageShape, free_nats: dict[str, FreeNats]) -> Geco:
     geco, image_scale = config.train.geco, config.model.image_scale
     if geco.target_rmse is not None:
         target = Target.from_rmse(geco.target_rmse, image_scale=image_scale, image_shape=image_shape)
     else:
         target = Target.from_paper(geco.target, image_scale=image_scale, image_shape=image_shape)
-    resolution = 1.0 if geco.goal_relative else 64**2 / (image_shape[1] * image_shape[2])
-    return MultiplicativeGeco(
+    scaled = geco.rule == "multiplicative" and not geco.goal_relative
+    resolution = 64**2 / (image_shape[1] * image_shape[2]) if scaled else 1.0
+    return _RULES[geco.rule](
         target,
         step_size=geco.step_size * resolution,
         speedup=geco.speedup,
         initial=geco.initial,
         bounds=(geco.minimum, geco.maximum),
+        warm_start=geco.warm_start,
         free_nats=free_nats,
         goal_relative=geco.goal_relative,
     )

@@ -29,6 +29,7 @@ class LatentObjectGuide(Program):
         num_blocks: self-attention blocks in f'.
         mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
         matching: "greedy" (Algorithm 1) or "hungarian".
+        scene_pooling: what g reads off its outputs, "sum" (Fig. 5a) or "token" (Fig. 5b).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LatentObjectGuide(Program):
         width: int | None = None,
         mlp_ratio: int = 1,
         matching: str = "greedy",
+        scene_pooling: str = "sum",
     ):
         super().__init__()
         self.borrow("model", model)
@@ -49,7 +51,12 @@ class LatentObjectGuide(Program):
         width = width or slot_dim
         self.match = MATCHINGS[matching]
         self.scene_encoder = SceneEncoder(
-            slot_dim, scene_dim, width=width, num_blocks=num_encoder_blocks, mlp_ratio=mlp_ratio
+            slot_dim,
+            scene_dim,
+            width=width,
+            num_blocks=num_encoder_blocks,
+            mlp_ratio=mlp_ratio,
+            pooling=scene_pooling,
         )
         self.scene_posterior = xavier_(GaussianHead(scene_dim, scene_dim))
         self.order_net = PosteriorOrder(scene_dim, slot_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)

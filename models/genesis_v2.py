@@ -20,6 +20,8 @@ class GenesisV2(Program):
     Sites `o` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels.
     """
 
+    LATENTS = ("o",)
+
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float):
         super().__init__()
         self.num_slots, self.slot_dim = num_slots, slot_dim

@@ -85,6 +85,7 @@ class Geco(TraceScene_ELBO, nn.Module):
             [-1, 1], so that step sizes mean the same for every image size. A departure from both published rules, for
             short trainings.
         initial, bounds: of the multiplier's parameter.
+        warm_start: updates for which the multiplier stands still; the average of the error starts after them.
         ema_decay: of the moving average of the error.
     """
 
@@ -98,6 +99,7 @@ class Geco(TraceScene_ELBO, nn.Module):
         bounds: tuple[float, float],
         free_nats: dict[str, FreeNats] | None = None,
         goal_relative: bool = False,
+        warm_start: int = 0,
         ema_decay: float = 0.99,
     ):
         nn.Module.__init__(self)
@@ -106,6 +108,7 @@ class Geco(TraceScene_ELBO, nn.Module):
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
         self.free_nats = free_nats or {}
         self.goal_relative = goal_relative
+        self.warm_start = warm_start
         self.ema_decay = ema_decay
         self.register_buffer("parameter", torch.tensor(float(initial)))
         self.register_buffer("error_ema", torch.zeros(()))
@@ -140,13 +143,14 @@ class Geco(TraceScene_ELBO, nn.Module):
     @torch.no_grad()
     def update(self, error: Float[Tensor, ""]) -> None:
         """Move the multiplier by the error of this step, nats per scene; no host synchronisation."""
-        decay = torch.where(self.num_updates == 0, 0.0, self.ema_decay)
+        decay = torch.where(self.num_updates <= self.warm_start, 0.0, self.ema_decay)
         self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
         slack = self.target.nats - self.error_ema  # positive once the constraint is met
         if self.goal_relative:
             slack = (slack / (self.target.nats - self.target.floor)).clamp(-1, 1)
         step = self.step_size * torch.where(slack > 0, self.speedup, 1.0) * slack
-        self.parameter.copy_(self._moved(step).clamp(*self.bounds))
+        moved = self._moved(step).clamp(*self.bounds)
+        self.parameter.copy_(torch.where(self.num_updates < self.warm_start, self.parameter, moved))
         self.num_updates += 1
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -178,7 +182,7 @@ class AdditiveGeco(Geco):
         loss = KL + softplus(b) (error - target),    b <- b - step_size (target - ema of error)
 
     Published: b from 0.55 and never below it, where softplus(b) = 1.0055, so that the loss ends as an ELBO; step size
-    1e-6, speed-up by data set.
+    1e-6, speed-up by data set; for a warm start of 1,000 steps the multiplier is 1.
     """
 
     def __init__(self, target: Target, *, initial: float = 0.55, bounds=(0.55, math.inf), **options):
@@ -186,7 +190,7 @@ class AdditiveGeco(Geco):
 
     @property
     def multiplier(self) -> Float[Tensor, ""]:
-        return F.softplus(self.parameter)
+        return torch.where(self.num_updates < self.warm_start, 1.0, F.softplus(self.parameter))
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
         return self.kl(terms) + self.multiplier * (self.error(terms) - self.target.nats)

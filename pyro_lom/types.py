@@ -4,8 +4,10 @@ Axis letters, the same everywhere: B scenes, K slots, C H W pixels, Ds and Dz th
 Networks take any number of leading axes (`*batch`) before those they name.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,16 +20,34 @@ class Rendering(NamedTuple):
     log_masks: Float[Tensor, "*batch K 1 H W"]  # exp sums to one over K at every pixel
 
 
-class OrderlessPosterior(NamedTuple):
-    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with the masks that the encoder pooled features over, if it has any."""
+class SlotMoments(NamedTuple):
+    """prod_k N(loc_k, scale_k)."""
 
     loc: Float[Tensor, "*batch K Dz"]
     scale: Float[Tensor, "*batch K Dz"]
-    log_masks: Float[Tensor, "*batch K 1 H W"] | None = None
+
+
+class OrderlessPosterior(NamedTuple):
+    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with what else the orderless guide found on its way."""
+
+    loc: Float[Tensor, "*batch K Dz"]
+    scale: Float[Tensor, "*batch K Dz"]
+    log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # those that the encoder pooled features over
+    steps: tuple[SlotMoments, ...] = ()  # of a guide that infers in steps: what came before loc and scale, in order
+
+    def map(self, function: Callable[..., Tensor], *others: "OrderlessPosterior") -> "OrderlessPosterior":
+        """The same with every tensor put through `function`, together with its counterparts in `others`."""
+        found = (self, *others)
+        loc, scale, log_masks = (
+            None if parts[0] is None else function(*parts) for parts in zip(*(p[:3] for p in found), strict=True)
+        )
+        steps = zip(*(p.steps for p in found), strict=True)
+        steps = tuple(SlotMoments(*map(function, *step)) for step in steps)
+        return OrderlessPosterior(loc, scale, log_masks, steps)
 
     def detach(self) -> "OrderlessPosterior":
         """The same numbers, with no gradient to the orderless guide (`stop_grad`, Sec. 3.3)."""
-        return OrderlessPosterior(*(None if part is None else part.detach() for part in self))
+        return self.map(torch.Tensor.detach)
 
 
 class LomInference(NamedTuple):

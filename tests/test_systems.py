@@ -10,7 +10,9 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from tiny import (
+    AUXILIARY,
     IMAGE_SHAPE,
+    LATENTS,
     NETWORKS,
     NUM_SCENES,
     NUM_SLOTS,
@@ -28,11 +30,14 @@ from experiments.systems import build_system
 from pyro_lom.elbo import TraceScene_ELBO
 
 SLOTS = (NUM_SCENES, NUM_SLOTS, SLOT_DIM)
+X = (NUM_SCENES, 1, *IMAGE_SHAPE)
+LOM = {"s": (NUM_SCENES, 1, SCENE_DIM), "z": SLOTS, "x": X, "h": SLOTS}
 SITES = {
-    "lom-genesis-v2": {"s": (NUM_SCENES, 1, SCENE_DIM), "z": SLOTS, "x": (NUM_SCENES, 1, *IMAGE_SHAPE), "h": SLOTS},
-    "genesis-v2": {"o": SLOTS, "x": (NUM_SCENES, 1, *IMAGE_SHAPE)},
+    "lom-genesis-v2": LOM,
+    "genesis-v2": {"o": SLOTS, "x": X},
+    "lom-emorl": LOM,
+    "emorl": {"o_3": SLOTS, "o_2": SLOTS, "o_1": SLOTS, "x": X},
 }
-AUXILIARY = {"seed_scores"}
 ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
 IMAGES = tiny_images()
 
@@ -63,6 +68,10 @@ class TestPublishedSizes:
     def test_genesis_v2_has_2_366_798_parameters(self, published):
         assert size_of(*published.orderless) == 2_366_798
 
+    def test_emorl_has_666_500_whatever_the_size_of_images(self):
+        for size in (64, 96):
+            assert size_of(*build_system(preset("emorl-objects-room"), (3, size, size)).orderless) == 666_500
+
     def test_g_has_103_616(self, published):
         guide = published.ordered.guide
         assert size_of(guide.scene_encoder, guide.scene_posterior) == 103_616
@@ -86,10 +95,10 @@ class TestUnderPyro:
     def test_the_guide_samples_the_models_latents_and_auxiliary_sites(self, system, networks, pair):
         guide = poutine.trace(pair.guide).get_trace(IMAGES)
         model = poutine.trace(pair.model).get_trace(IMAGES)
-        latents = {name for name in SITES[system] if name not in ("h", "x")}
+        latents, auxiliary = LATENTS[system], {AUXILIARY[system]}
         plates = {"scenes", "slots"}
-        assert set(guide.stochastic_nodes) - plates == latents | AUXILIARY
-        assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == AUXILIARY
+        assert set(guide.stochastic_nodes) - plates == latents | auxiliary
+        assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == auxiliary
         assert {name for name in model.stochastic_nodes if name in SITES[system]} == latents
         for name in latents:
             assert guide.nodes[name]["value"].shape == model.nodes[name]["value"].shape == SITES[system][name]

@@ -8,11 +8,19 @@ from experiments.config import Config, Geco, Model, Train
 from experiments.systems import System, build_objective, build_system
 from pyro_lom.objective import Objective
 
+LATENTS = {
+    "lom-genesis-v2": {"s", "z"},
+    "genesis-v2": {"o"},
+    "lom-emorl": {"s", "z"},
+    "emorl": {"o_1", "o_2", "o_3"},
+}
+AUXILIARY = {"lom-genesis-v2": "seed_scores", "genesis-v2": "seed_scores", "lom-emorl": "noise", "emorl": "noise"}
 SYSTEMS = get_args(get_type_hints(Model)["system"])
 NETWORKS = {
-    "published": dict(encoder="published", decoder="deconvolution"),
+    "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
 }
+PUBLISHED_DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
 IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2
 NUM_SLOTS = 3
@@ -28,6 +36,7 @@ def tiny_config(
         slot_dim=SLOT_DIM,
         scene_dim=SCENE_DIM,
         encoder_width=8,
+        decoder=PUBLISHED_DECODERS[system.removeprefix("lom-")],
         decoder_width=8,
         transformer_width=SLOT_DIM,
         num_encoder_blocks=2,

@@ -14,8 +14,8 @@ def importance_weighted(model, guide, images: Float[Tensor, "B C H W"], num_samp
     """log (1/S) sum_s p(x, z_s) / q(z_s | x) with z_s from the guide: a lower bound of log p(x), in nats per scene.
 
     It grows with S towards log p(x), and with S = 1 is the ELBO with sampled KLs. An auxiliary site of the guide enters
-    as in the ELBO: not at all where it is uniform on (0, 1). A scene with a low value is one that the model would
-    hardly draw: an anomaly.
+    as in the ELBO: not at all where it is uniform on (0, 1) or masked. A scene with a low value is one that the model
+    would hardly draw: an anomaly.
     """
     weights = torch.stack([log_weights(model, guide, images) for _ in range(num_samples)])
     return weights.logsumexp(0) - math.log(num_samples)

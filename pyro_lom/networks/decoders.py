@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.networks.norm_relu_projection import norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
@@ -94,4 +95,35 @@ class SeparableDecoder(nn.Module):
         return image + self.bias(slots)[..., None, None]
 
 
-DECODERS = {"deconvolution": DeconvolutionDecoder, "separable": SeparableDecoder}
+def place_ramps(height: int, width: int) -> Float[Tensor, "4 H W"]:
+    """Distance of every pixel from the four edges of the image, each from 0 to 1."""
+    grid = pixel_grid(height, width)
+    return torch.cat([1 - grid, 1 + grid]) / 2
+
+
+class BroadcastDecoder(nn.Module):
+    """EMORL's decoder: the slot broadcast over the image, plus a linear map of place, then 3x3 convolutions.
+
+    Five convolutions without padding take five pixels off each edge, so the slot is broadcast over a larger grid.
+    """
+
+    MARGIN = 5
+
+    def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int):
+        super().__init__()
+        wide = size + 2 * self.MARGIN
+        self.register_buffer("ramps", place_ramps(wide, wide), persistent=False)
+        self.place = nn.Linear(4, slot_dim)
+        layers = []
+        for in_channels in (slot_dim, width, width, width):
+            layers += [nn.Conv2d(in_channels, width, 3), nn.ELU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, out_channels, 3))
+        small_xavier_(self)
+
+    def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
+        place = self.place(self.ramps.movedim(0, -1)).movedim(-1, 0)
+        broadcast = slots.reshape(-1, slots.shape[-1])[..., None, None] + place
+        return self.layers(broadcast).unflatten(0, slots.shape[:-1])
+
+
+DECODERS = {"deconvolution": DeconvolutionDecoder, "separable": SeparableDecoder, "broadcast": BroadcastDecoder}

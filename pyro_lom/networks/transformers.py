@@ -50,11 +50,14 @@ class SceneEncoder(nn.Module):
 
     The slots and one trainable embedding o_s pass through residual self-attention without positions; the K+1 outputs
     are summed and projected: Linear(sum_i SA(o_1:K, o_s)_i). The projection has no activation: a GELU on this
-    sum cuts away much of what it says.
+    sum cuts away much of what it says. With `pooling` "token" it reads output K+1, that of o_s, alone (Fig. 5b).
     """
 
-    def __init__(self, slot_dim: int, scene_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
+    def __init__(
+        self, slot_dim: int, scene_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1, pooling: str = "sum"
+    ):
         super().__init__()
+        self.pooling = pooling
         self.embed = nn.Identity() if width == slot_dim else nn.Linear(slot_dim, width)
         self.scene_token = nn.Parameter(torch.zeros(width))
         self.blocks = _blocks(num_blocks, width, causal=False, mlp_ratio=mlp_ratio)
@@ -65,7 +68,8 @@ class SceneEncoder(nn.Module):
     def forward(self, slots: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch Ds"]:
         tokens = self.embed(slots)
         scene_token = self.scene_token.expand(*tokens.shape[:-2], 1, -1)
-        return self.project(self.blocks(torch.cat([tokens, scene_token], dim=-2)).sum(-2))
+        outputs = self.blocks(torch.cat([tokens, scene_token], dim=-2))
+        return self.project(outputs.sum(-2) if self.pooling == "sum" else outputs[..., -1, :])
 
 
 class CausalTransformer(nn.Module):

@@ -477,7 +477,7 @@ def edited(run_folder, *place, value):
         (("model", "system"), "genesis-v2", "the checkpoint in {run} is of another architecture: at 'pairs.ordered."),
         (("model", "encoder"), "published", "the checkpoint in {run} is of another architecture: at 'pairs."),
         (("model", "num_slots"), 1, "--model.num-slots is 1: "),
-        (("model", "system"), "emorl", "{run}/config.json: model: system is 'emorl', not of its type;"),
+        (("model", "system"), "gnm", "{run}/config.json: model: system is 'gnm', not of its type;"),
         (("train", "steps"), "many", "{run}/config.json: train: steps is 'many', not of its type;"),
         (("train", "steps"), 0, "--train.steps is 0: it must be 1 or more"),
         (("train", "colour"), 1, "{run}/config.json: train was not written by this version: it differs in colour"),

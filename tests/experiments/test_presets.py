@@ -57,6 +57,9 @@ def test_every_preset_trains(name, tmp_path):
     torch.manual_seed(0)
     system = build_system(config, image_shape)
     objective = build_objective(config, system, image_shape)
+    with torch.no_grad():
+        for parameter in objective.parameters():  # EMORL's start at next to nothing, and so do their gradients
+            parameter.add_(0.1 * torch.randn_like(parameter))
     before = {parameter: value.detach().clone() for parameter, value in objective.named_parameters()}
     phases = build_phases(config, system)
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -65,6 +68,8 @@ def test_every_preset_trains(name, tmp_path):
     assert metrics["step"] == 4
     assert all(math.isfinite(value) for value in metrics.values())
     still = [parameter for parameter, value in objective.named_parameters() if torch.equal(value, before[parameter])]
+    if config.model.num_refinements == 1:  # a recurrent network that takes one step has nothing to remember
+        still = [parameter for parameter in still if not parameter.endswith("refinement.recurrent.weight_hh")]
     assert not [parameter for parameter in still if "weight" in parameter]
 
 
@@ -108,3 +113,42 @@ def test_the_papers_hyperparameters(system, data, image_size, num_slots, target,
     assert (train.geco.target, train.geco.target_rmse, train.geco.step_size) == (target, None, 1e-6)
     assert (train.geco.initial, train.geco.goal_relative) == (1.0, False)
     assert (train.orderless_first, train.warmup_steps, train.decay, train.clip_norm) == (0.0, 0, "none", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "image_size", "num_slots", "image_scale", "target", "speedup", "steps"),
+    [
+        ("objects-room", 64, 7, 0.7, -0.352, 5.0, 400_000),
+        ("shapestacks", 64, 9, 0.7, -0.351, 50.0, 400_000),
+        ("clevr6", 96, 7, 0.1, -2.265, 10.0, 300_000),
+    ],
+)
+@pytest.mark.parametrize("system", ["lom-emorl", "emorl"])
+def test_the_papers_hyperparameters_of_emorl(system, data, image_size, num_slots, image_scale, target, speedup, steps):
+    """A.4.1 to A.4.3."""
+    config = preset(f"{system}-{data}")
+    model, train, geco = config.model, config.train, config.train.geco
+    assert config.data == Data(f"data/{data}.h5", image_size)
+    assert (model.system, model.num_slots, model.slot_dim, model.scene_dim) == (system, num_slots, 64, 128)
+    assert (model.image_scale, model.encoder, model.decoder, model.num_refinements) == (
+        image_scale,
+        "published",
+        "broadcast",
+        2,
+    )
+    assert (train.steps, train.batch_size, train.learning_rate) == (steps, 32, 4e-4)
+    assert (train.warmup_steps, train.decay, train.clip_norm) == (10_000, "halving", 5.0)
+    assert (train.free_nats_per_dim, train.final_free_nats_per_dim, train.final_steps) == (0.25, 0.167, 25_000)
+    assert (train.orderless_free_nats_per_dim, train.orderless_first) == (0.75, 0.0)
+    assert (geco.rule, geco.target, geco.step_size, geco.speedup) == ("additive", target, 1e-6, speedup)
+    assert (geco.initial, geco.minimum, geco.warm_start, geco.goal_relative) == (0.55, 0.55, 1000, False)
+
+
+@pytest.mark.parametrize("data", ["objects-room", "shapestacks", "clevr6"])
+def test_without_sum_pooling_nothing_else_changes(data):
+    config, base = preset(f"lom-emorl-{data}-no-sum-pooling"), preset(f"lom-emorl-{data}")
+    assert base.model.scene_pooling == "sum"
+    model = dataclasses.replace(base.model, scene_pooling="token")
+    assert config == dataclasses.replace(base, preset=config.preset, model=model)
+    guide = build_system(shrunk(config), (3, 32, 32)).ordered.guide
+    assert guide.scene_encoder.pooling == "token"

@@ -108,6 +108,47 @@ class TestGenesisV2:
         torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], genesis_v2.render(slots).image)
 
 
+class TestEfficientMorl:
+    @pytest.fixture(params=NETWORKS)
+    def emorl(self, request):
+        return tiny_system("emorl", request.param).orderless.model
+
+    def test_without_images_it_draws_scenes_from_the_top_down(self, emorl):
+        trace = trace_of(emorl, num_scenes=B)
+        assert trace.stochastic_nodes == ["scenes", "slots", "o_3", "o_2", "o_1", "x"]
+        for name in ("o_3", "o_2", "o_1"):
+            assert (trace.nodes[name]["fn"].batch_shape, trace.nodes[name]["fn"].event_shape) == ((B, K), (SLOT_DIM,))
+        assert (trace.nodes["x"]["fn"].batch_shape, trace.nodes["x"]["fn"].event_shape) == ((B, 1), IMAGE_SHAPE)
+
+    def test_the_highest_slots_are_independent_and_standard_normal(self, emorl):
+        prior = trace_of(emorl, num_scenes=B).nodes["o_3"]["fn"]
+        assert not prior.mean.any()
+        assert (prior.stddev == 1).all()
+
+    @pytest.mark.parametrize(("above", "below"), [("o_3", "o_2"), ("o_2", "o_1")])
+    def test_a_slot_depends_on_the_one_above_it_and_on_no_other(self, emorl, above, below):
+        slots = torch.randn(B, K, SLOT_DIM)
+        moved = slots.clone()
+        moved[:, 1] += 1.0
+        first, second = (
+            trace_of(poutine.condition(emorl, {above: value}), num_scenes=B).nodes[below]["fn"]
+            for value in (slots, moved)
+        )
+        assert (first.mean != second.mean).any(-1).all(0).tolist() == [False, True, False]
+        assert (first.stddev != second.stddev).any(-1).all(0).tolist() == [False, True, False]
+
+    def test_one_network_serves_both_lower_layers(self, emorl):
+        slots = torch.randn(B, K, SLOT_DIM)
+        trace = trace_of(poutine.condition(emorl, {"o_3": slots, "o_2": slots}), num_scenes=B)
+        assert torch.equal(trace.nodes["o_2"]["fn"].mean, trace.nodes["o_1"]["fn"].mean)
+
+    @pytest.mark.parametrize("decoded", ["o_1", "o_3"])
+    def test_the_image_shows_the_layer_asked_for(self, emorl, decoded):
+        trace = trace_of(emorl, num_scenes=B, decoded=decoded)
+        expected = emorl.render(trace.nodes[decoded]["value"]).image
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], expected)
+
+
 @pytest.fixture(params=[(system, networks) for system in SYSTEMS for networks in NETWORKS], ids=" ".join)
 def model(request):
     return tiny_system(*request.param).final.model
@@ -132,6 +173,6 @@ class TestRendering:
 
     def test_the_likelihood_is_normal_around_the_image_with_image_scale(self, model):
         trace = trace_of(model, num_scenes=B)
-        slots = trace.nodes["z" if "z" in trace.nodes else "o"]["value"]
+        [slots] = [trace.nodes[name]["value"] for name in ("z", "o", "o_1") if name in trace.nodes]
         torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(slots).image)
         assert (trace.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()

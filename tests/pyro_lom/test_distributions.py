@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
+from pyro_lom.distributions import GaussianHead, diagonal_normal, normal_of, positive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -28,3 +28,11 @@ def test_dimensions_of_a_diagonal_normal_are_independent():
     loc, scale, value = torch.randn(4, 3), torch.rand(4, 3) + 0.1, torch.randn(4, 3)
     expected = torch.distributions.Normal(loc, scale).log_prob(value).sum(-1)
     torch.testing.assert_close(diagonal_normal(loc, scale).log_prob(value), expected)
+
+
+def test_emorls_raw_parameters_are_a_loc_and_what_softplus_makes_a_variance():
+    raw = torch.tensor([0.3, -2.0, 0.0, 1.0])
+    normal = normal_of(raw)
+    assert (normal.batch_shape, normal.event_shape) == ((), (2,))
+    torch.testing.assert_close(normal.mean, raw[:2])
+    torch.testing.assert_close(normal.stddev, torch.tensor([0.8326, 1.1460]), rtol=1e-4, atol=0)

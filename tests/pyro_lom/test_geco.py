@@ -42,9 +42,18 @@ class TestTarget:
         assert -likelihood.log_prob(image + rmse).sum().item() == pytest.approx(target.nats)
         assert -likelihood.log_prob(image).sum().item() == pytest.approx(target.floor)
 
-    @pytest.mark.parametrize(("value", "rmse"), [(-0.353, 0.0600), (-0.356, 0.0257)])
-    def test_the_papers_targets_in_rmse(self, value, rmse):
-        target = Target.from_paper(value, image_scale=0.7, image_shape=(3, 64, 64))
+    @pytest.mark.parametrize(
+        ("value", "image_scale", "rmse"),
+        [
+            (-0.353, 0.7, 0.0600),
+            (-0.356, 0.7, 0.0257),
+            (-0.352, 0.7, 0.0677),
+            (-0.351, 0.7, 0.0746),
+            (-2.265, 0.1, 0.0274),
+        ],
+    )
+    def test_the_papers_targets_in_rmse(self, value, image_scale, rmse):
+        target = Target.from_paper(value, image_scale=image_scale, image_shape=(3, 64, 64))
         assert target.rmse(target.nats) == pytest.approx(rmse, abs=1e-4)
 
     def test_the_papers_unit_leaves_out_a_constant_per_pixel_and_channel(self):
@@ -167,6 +176,25 @@ class TestUpdate:
         assert geco.multiplier.item() == pytest.approx(start)
         geco.update(torch.tensor(1e6 if kind is MultiplicativeGeco else -1e6))
         assert geco.multiplier.item() == pytest.approx(lowest)
+
+    @pytest.mark.parametrize("kind", RULES)
+    def test_until_the_warm_start_is_over_the_multiplier_stands_still_and_errors_are_forgotten(self, kind):
+        geco, plain = rule(kind, warm_start=3), rule(kind)
+        start = geco.parameter.clone()
+        for error in (500.0, 400.0, 300.0):
+            geco.update(torch.tensor(error))
+            assert geco.parameter == start
+        for error in (130.0, 90.0):
+            for each in (geco, plain):
+                each.update(torch.tensor(error))
+            assert geco.error_ema == plain.error_ema
+            assert geco.parameter == plain.parameter != start
+
+    def test_the_additive_rule_warms_up_with_the_plain_elbo(self):
+        geco, some = rule(AdditiveGeco, initial=2.0, warm_start=1), terms([90.0, 130.0], s=[1.0, 3.0])
+        assert geco.combine(some).item() == pytest.approx(2 + 110 - 100)
+        geco.update(torch.tensor(100.0))
+        assert geco.combine(some).item() == pytest.approx(2 + math.log1p(math.exp(2.0)) * (110 - 100))
 
     @pytest.mark.parametrize("kind", RULES)
     def test_a_state_dict_takes_up_where_another_stopped(self, kind):

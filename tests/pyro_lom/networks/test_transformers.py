@@ -63,9 +63,11 @@ def test_any_batch_is_as_one_at_a_time(kind, batch):
 
 
 class TestSceneEncoder:
+    @pytest.mark.parametrize("pooling", ["sum", "token"])
     @pytest.mark.parametrize("width", [DZ, WIDTH])
-    def test_the_order_of_the_slots_does_not_matter(self, width):
-        encoder, slots = SceneEncoder(DZ, DS, width=width, num_blocks=3), torch.randn(4, K, DZ)
+    def test_the_order_of_the_slots_does_not_matter(self, width, pooling):
+        encoder = SceneEncoder(DZ, DS, width=width, num_blocks=3, pooling=pooling)
+        slots = torch.randn(4, K, DZ)
         for _ in range(5):
             torch.testing.assert_close(encoder(slots[:, torch.randperm(K)]), encoder(slots), rtol=1e-4, atol=1e-5)
 
@@ -79,6 +81,12 @@ class TestSceneEncoder:
         encoder = SceneEncoder(DZ, DS, width=DZ, num_blocks=0)
         slots = torch.randn(K, DZ)
         torch.testing.assert_close(encoder(slots), encoder.project(slots.sum(0) + encoder.scene_token))
+
+    def test_without_sum_pooling_its_own_token_is_read_alone(self):
+        slots, alone = torch.randn(K, DZ), SceneEncoder(DZ, DS, width=DZ, num_blocks=0, pooling="token")
+        torch.testing.assert_close(alone(slots), alone.project(alone.scene_token))
+        attending = SceneEncoder(DZ, DS, width=DZ, num_blocks=1, pooling="token")
+        assert torch.autograd.functional.jacobian(attending, slots).any(0).any(-1).all()
 
     def test_it_takes_any_number_of_slots(self):
         encoder, _ = make("g")

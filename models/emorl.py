@@ -1,0 +1,60 @@
+"""EfficientMORL (Emami et al., 2021): an orderless model with a hierarchy of slots, for a LOM to borrow from."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.distributions import RawHead, diagonal_normal, normal_of
+from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.networks.initialisation import small_xavier_
+from pyro_lom.program import Program
+from pyro_lom.types import Rendering
+
+
+class EfficientMorl(Program):
+    """p(x, o_3, o_2, o_1) = prod_k p(o_3k) p(o_2k | o_3k) p(o_1k | o_2k) p(x | o_1)
+
+        o_3 ~ N(0, I)                          K independent slots, in no order
+        o_2 ~ p(o_2 | o_3)                     each from the one above it, by one perceptron for all slots and layers
+        o_1 ~ p(o_1 | o_2)
+        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3
+
+    Sites `o_3`, `o_2`, `o_1` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels, `width` is
+    that of the perceptron's hidden layer.
+    """
+
+    LATENTS = ("o_3", "o_2", "o_1")
+
+    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float, width: int = 128):
+        super().__init__()
+        self.num_slots, self.slot_dim = num_slots, slot_dim
+        self.decoder = decoder
+        self.likelihood = GaussianLikelihood(image_scale)
+        self.register_buffer("prior_loc", torch.zeros(slot_dim))
+        self.register_buffer("prior_scale", torch.ones(slot_dim))
+        self.below = small_xavier_(nn.Sequential(nn.Linear(slot_dim, width), nn.ELU(), RawHead(width, slot_dim)))
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1, decoded: str = "o_1"
+    ) -> Tensor:
+        """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W).
+
+        `decoded` is the layer that the image shows: the first step of training shows `o_3` (`guides/emorl.py`).
+        """
+        with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
+            layers = {}
+            with pyro.plate("slots", self.num_slots, dim=-1):
+                layers["o_3"] = pyro.sample("o_3", diagonal_normal(self.prior_loc, self.prior_scale))
+                layers["o_2"] = pyro.sample("o_2", self.slot_prior(layers["o_3"]))
+                layers["o_1"] = pyro.sample("o_1", self.slot_prior(layers["o_2"]))
+            return pyro.sample("x", self.likelihood(self.render(layers[decoded])), obs=observed(images))
+
+    def slot_prior(self, above: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
+        """p(o_l | o_l+1), slot by slot."""
+        return normal_of(self.below(above))
+
+    def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
+        """Decode slots into masks and components, and compose them."""
+        return compose(self.decoder(slots))

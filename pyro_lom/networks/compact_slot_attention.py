@@ -1,0 +1,50 @@
+"""Slot attention for small images and short trainings (departure): soft k-means over what pixels look like."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_lom.networks.decoders import PLACE_SCALE
+from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, MomentsReadout, PixelFeatures
+from pyro_lom.networks.slot_attention import Attended
+
+
+class CompactSlotAttention(nn.Module):
+    """One layer of `StochasticSlotAttention`, for the features of `CompactPixelEncoder`.
+
+        a_k = softmax over slots of -||embedding - query(o_k)||^2 / bandwidth
+        raw = moments of the pixels under a_k, read by `MomentsReadout`
+
+    As slots start as place and colour, and embeddings as colours, the layers start as steps of soft k-means.
+    """
+
+    def __init__(self, slot_dim: int, *, num_channels: int):
+        super().__init__()
+        scale = torch.full((slot_dim,), -2.4)
+        scale[:2] = 2.0
+        self.initial = nn.Parameter(torch.cat([torch.zeros(slot_dim), scale]))
+        self.query = nn.Linear(slot_dim, EMBEDDING_DIM)
+        colour_map = 2 * torch.eye(num_channels) - torch.ones(num_channels, num_channels) / num_channels
+        place = 0.15 * torch.eye(2) / PLACE_SCALE
+        with torch.no_grad():
+            # What MomentsReadout starts with, as CompactPixelEncoder embeds it.
+            given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
+            self.query.weight.zero_()[: given.shape[0], : given.shape[1]] = given
+            self.query.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
+        self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
+        self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
+        nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
+
+    def forward(
+        self,
+        slots: Float[Tensor, "*batch K Dz"],
+        raw: Float[Tensor, "*batch K two_Dz"],
+        pixels: PixelFeatures,
+    ) -> Attended:
+        embedding = pixels.embedding.flatten(2)  # (B, E, N)
+        query = self.query(slots)
+        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # up to what slots share
+        log_masks = (-distance.float() / self.log_bandwidth.exp()).log_softmax(-2)
+        masks = log_masks.exp()
+        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
+        return Attended(self.readout(weights @ pixels.features.flatten(2).transpose(1, 2)), log_masks)
