@@ -19,7 +19,8 @@ import tyro
 from tqdm import tqdm
 
 from pyro_lom.errors import UserError
-from pyro_lom.trainer import Interrupted, NonFiniteLoss
+from pyro_lom.non_finite import NonFiniteLoss
+from pyro_lom.trainer import Interrupted
 
 
 def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, description: str) -> Any:

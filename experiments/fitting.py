@@ -1,6 +1,5 @@
 """What `experiments/fit.py` does: read options, train, and end with pictures and a table."""
 
-import os
 import sys
 import time
 from copy import deepcopy
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from experiments import cli
 from experiments.config import Config, Count, check, from_dict, to_dict
 from experiments.devices import processes, shared_out
+from experiments.fit_report import num_parameters, print_plan, print_summary
 from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import TEMPERATURE, Reader, draw, sample_scenes, summarise
@@ -26,8 +26,9 @@ from experiments.systems import build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
 from pyro_lom.data.minibatches import Minibatches, float_images
 from pyro_lom.errors import UserError
+from pyro_lom.non_finite import NonFiniteLoss
 from pyro_lom.runs import Run
-from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
+from pyro_lom.trainer import Interrupted, Trainer
 
 DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
 Options override the preset's values, for trying things."""
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> None:
             f"{config.train.geco.target_rmse}: change that one, or pass --train.geco.target-rmse None"
         )
     if options.dry_run:
-        _print_plan(config)
+        print_plan(config)
         return
     of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
     fit(config, resume=options.resume, runs_dir=options.runs_dir, **of_devices)
@@ -176,12 +177,12 @@ def fit(
     summary |= {
         "images_per_second": round(trainer.images_seen / trainer.seconds, 1) if trainer.seconds else None,
         "train_minutes": round(trainer.seconds / 60, 3),
-        "parameters": _count(objective),
+        "parameters": num_parameters(objective),
         "seed": config.seed,
     }
     run.write_json("summary.json", summary)
     pictures = draw(system, test, fabric.device, run, seed=config.seed)
-    _print_summary(run, summary, pictures)
+    print_summary(run, summary, pictures)
     return run
 
 
@@ -203,63 +204,3 @@ def _anchored(config: Config) -> Config:
 
 def _stamped(line: str) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
-
-
-def _print_plan(config: Config) -> None:
-    check(config)
-    size = config.data.image_size
-    system = build_system(config, (3, size, size))
-    objective = build_objective(config, system, (3, size, size))
-    build_phases(config, system)  # refuses what does not go together
-    print(_lines(to_dict(config)))
-    print("\nparameters, for RGB images")
-    for pair_name, pair in objective.pairs.items():
-        for role in ("model", "guide"):
-            for part, module in getattr(pair, role).named_children():
-                if _count(module):
-                    print(f"  {pair_name + ' ' + role + '.' + part:40} {_count(module):>10,}")
-    print(f"  {'in all':40} {_count(objective):>10,}")
-
-
-def _lines(values: dict, indent: str = "") -> str:
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", _lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {value}")
-    return "\n".join(lines)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-_TABLE = (
-    ("segmentation: ARI-FG of the guide's masks", "ari_fg_encoder", ""),
-    ("  k-means on raw RGB; the untrained guide", "ari_fg_kmeans_rgb", "ari_fg_untrained"),
-    ("  the decoders' masks, orderless; ordered", "ari_fg_orderless", "ari_fg_ordered"),
-    ("reconstruction: RMSE, orderless; ordered", "rmse_orderless", "rmse_ordered"),
-    ("  share of the pixels' variance explained", "explained_variance_orderless", "explained_variance_ordered"),
-    ("slot KL, nats: own scene; another scene", "kl_slots", "kl_slots_other_scene"),
-    ("scene KL; orderless KL, nats", "kl_scene", "kl_orderless"),
-    ("structure: samples at tau 0.8; at tau 1", "structure_samples", "structure_samples_tau1"),
-    ("  independent slots; shuffled posterior", "structure_orderless_prior", "structure_shuffled_posterior"),
-    ("  real scenes; cut and pasted ones", "structure_real", "structure_cut_and_paste"),
-    ("Frechet distance (PCA 64): samples", "fd_pca64_samples", ""),
-    ("  independent slots; shuffled posterior", "fd_pca64_orderless_prior", "fd_pca64_shuffled_posterior"),
-    ("training: minutes; images/s", "train_minutes", "images_per_second"),
-)
-
-
-def _print_summary(run: Run, summary: dict, pictures: list[Path]) -> None:
-    def shown(key: str) -> str:
-        value = summary.get(key)
-        return "" if value is None else f"{value:10.3f}"
-
-    print()
-    for title, first, second in _TABLE:
-        if summary.get(first) is not None:
-            print(f"{title:44}{shown(first)}{shown(second)}")
-    print(f"\nall numbers: {run.folder / 'summary.json'}")
-    print("pictures:    " + f"{os.linesep}             ".join(str(path) for path in pictures))

@@ -23,7 +23,7 @@ from experiments.systems import Pair, System, build_objective, build_phases, bui
 from pyro_lom.compilation import compile_networks
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
-from pyro_lom.trainer import take_step
+from pyro_lom.step import take_step
 from pyro_lom.types import OrderlessPosterior
 
 # GFLOP of a training step at 64x64, K = 7, batch 8, of products that its equations ask for: forward, and twice as many

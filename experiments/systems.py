@@ -18,9 +18,9 @@ from pyro_lom.geco import AdditiveGeco, FreeNats, Geco, MultiplicativeGeco, Targ
 from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.networks.decoders import DECODERS
 from pyro_lom.objective import Objective
+from pyro_lom.phase import Phase
 from pyro_lom.program import Program
 from pyro_lom.scene_priors import CouplingFlow, NormalMixture, StandardNormal
-from pyro_lom.trainer import Phase
 
 ImageShape = tuple[int, int, int]
 

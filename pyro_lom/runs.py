@@ -3,13 +3,10 @@
 import errno
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyro_lom.environment import environment, job_name
 from pyro_lom.errors import UserError
 
 _KEPT_CHECKPOINTS = 2
@@ -58,7 +56,7 @@ class Run:
         run = cls(folder)
         try:
             run.write_json("config.json", config)
-            run.write_json("environment.json", _environment())
+            run.write_json("environment.json", environment())
         except UserError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -82,7 +80,7 @@ class Run:
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
             return None
         for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True):
-            if (folder / "config.json").exists() and cls(folder).read_json("environment.json").get("job") == _job():
+            if (folder / "config.json").exists() and cls(folder).read_json("environment.json").get("job") == job_name():
                 return cls(folder)
         return None
 
@@ -232,27 +230,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _job() -> str | None:
-    """Names the torchrun job that this process belongs to: its --rdzv-id, or the process that starts its ranks."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{platform.node()} {os.getppid()}" if job == "none" else job
-
-
-def _environment() -> dict:
-    root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git here
-        commit = ""
-    packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
-    return {
-        "commit": commit or None,
-        "job": _job(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-    }

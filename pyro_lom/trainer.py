@@ -4,56 +4,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 from tqdm import tqdm
 
+from pyro_lom.data.device_minibatches import on_device
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
-from pyro_lom.objective import Evaluation, Objective
+from pyro_lom.non_finite import NonFiniteLoss, NonFiniteWatch
+from pyro_lom.objective import Objective
+from pyro_lom.optimizer_state import foreign_names, load_named_state, named_state
+from pyro_lom.phase import Phase
+from pyro_lom.progress import progress_line
 from pyro_lom.runs import Progress, Run, load_weights
+from pyro_lom.step import take_step
 from pyro_lom.types import OrderlessPosterior
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training. The paper has one, of both pairs; a short training may take the pairs in turn.
-
-    `pairs` names those whose ELBO is maximised, None means all; the others stand still. `prepare` runs once, at the
-    phase's first step.
-    """
-
-    steps: int
-    batch_size: int  # scenes a step, on each device
-    learning_rate: float
-    warmup_steps: int = 0  # linear, from 0
-    decay: Literal["none", "linear", "halving"] = "none"
-    pairs: tuple[str, ...] | None = None
-    prepare: Callable[[], None] | None = None
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the phase's own step 0, 1, ...
-
-        "linear" falls to a fiftieth over the second half; "halving" is continuous, by a half every 100,000 steps after
-        the warm-up.
-        """
-        factor = 1.0
-        if self.decay == "linear":
-            factor = min(1.0, max(0.02, 2 * (1 - step / self.steps)))
-        elif self.decay == "halving":
-            factor = 0.5 ** (max(0, step - self.warmup_steps) / 100_000)
-        return self.learning_rate * factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
-
-
-class NonFiniteLoss(Exception):
-    """A term of the objective, or a weight, became NaN or infinite."""
 
 
 class Interrupted(Exception):
@@ -63,40 +31,6 @@ class Interrupted(Exception):
         name = signal.Signals(signal_number).name
         super().__init__(f"stopped by {name} after step {step}, and saved; --resume {run.folder} goes on from there")
         self.signal_number = signal_number
-
-
-def take_step(
-    fabric: Fabric,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Float[Tensor, "B C H W"],
-    *,
-    orderless: OrderlessPosterior | None = None,
-    only: tuple[str, ...] | None = None,
-    clip_norm: float | None = None,
-    accumulate: int = 1,
-) -> Evaluation:
-    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers.
-
-    The batch is taken in `accumulate` equal parts, one after another, whose mean gradient is that of the whole.
-    """
-    given = (
-        [None] * accumulate if orderless is None else zip(*(p.chunk(accumulate) for p in orderless[:2]), strict=True)
-    )
-    evaluations = []
-    optimizer.zero_grad()
-    for part, posterior in zip(images.chunk(accumulate), given, strict=True):
-        with fabric.no_backward_sync(module, enabled=len(evaluations) + 1 < accumulate):
-            posterior = posterior and OrderlessPosterior(*posterior)
-            evaluation = module(part, orderless=posterior, only=only)
-            fabric.backward(evaluation.loss / accumulate)
-        evaluations.append(tree_map(torch.detach, evaluation))
-    evaluation = tree_map(lambda *values: sum(values) / accumulate, *evaluations)
-    if clip_norm is not None:
-        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-    optimizer.step()
-    module.update({name: fabric.all_reduce(error, reduce_op="mean") for name, error in evaluation.errors.items()})
-    return evaluation
 
 
 class Trainer:
@@ -184,34 +118,24 @@ class Trainer:
         if self.step == start and phase.prepare is not None:
             phase.prepare()
         fabric = self.fabric
-        batches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
+        minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
+        batches = on_device(minibatches, fabric.device)
+        options = dict(only=names, clip_norm=self.clip_norm, accumulate=self.accumulate)
         cache = None if "orderless" in names else self._infer_all()
         module, optimizer = self._set_up(phase)
         self.progress.set_description_str("+".join(names), refresh=False)
 
-        self._first_bad: Tensor | None = None
+        self._watch = NonFiniteWatch(never=self.num_steps + 1)
         self._begin_window()
         while self.step < start + phase.steps:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
-            images = to_float(fabric.to_device(batches(self.step)))
-            orderless = None
-            if cache is not None:
-                rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)
-                orderless = OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = take_step(
-                fabric,
-                module,
-                optimizer,
-                images,
-                orderless=orderless,
-                only=names,
-                clip_norm=self.clip_norm,
-                accumulate=self.accumulate,
-            )
+            images, rows = batches(self.step)
+            orderless = None if cache is None else OrderlessPosterior(cache.loc[rows], cache.scale[rows])
+            evaluation = take_step(fabric, module, optimizer, to_float(images), orderless=orderless, **options)
             self.step += 1
-            self._note_non_finite(evaluation.terms)
+            self._watch.note(self.step, evaluation.terms)
             self.images_seen += phase.batch_size * fabric.world_size
             self.progress.update()
             last = self.step == start + phase.steps
@@ -234,16 +158,12 @@ class Trainer:
         self._trained_names = [name for name, _ in named]
         module, optimizer = self.fabric.setup(self.objective, optimizer)
         if self._optimizer_tensors:
-            saved: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in self._optimizer_tensors.items():
-                name, slot = key.rsplit("/", 1)
-                if name not in self._trained_names:
-                    raise UserError(
-                        f"the checkpoint in {self.run.folder} was training {name}, which does not train at step "
-                        f"{self.step} of this configuration: restore the config.json that the run began with"
-                    )
-                saved.setdefault(self._trained_names.index(name), {})[slot] = tensor
-            optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+            if others := foreign_names(self._optimizer_tensors, self._trained_names):
+                raise UserError(
+                    f"the checkpoint in {self.run.folder} was training {others[0]}, which does not train at step "
+                    f"{self.step} of this configuration: restore the config.json that the run began with"
+                )
+            load_named_state(optimizer, self._trained_names, self._optimizer_tensors)
         return module, optimizer
 
     @torch.no_grad()
@@ -288,25 +208,12 @@ class Trainer:
         self._window_start, self._window_images = now, self.images_seen
         return rate
 
-    def _note_non_finite(self, terms: dict[str, Tensor]) -> None:
-        self._sites, never = list(terms), self.num_steps + 1
-        bad = torch.where(torch.isfinite(torch.stack(list(terms.values()))), never, self.step)
-        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
-
-    def _check_terms(self) -> None:
-        first = self.fabric.all_reduce(self._first_bad, reduce_op="min").tolist()
-        step = min(first)
-        if step <= self.num_steps:
-            site = self._sites[first.index(step)]
-            self._give_up(f"the loss is not finite: site {site} first became NaN or infinite in step {step}")
-
-    def _give_up(self, what: str) -> None:
+    def _last_good(self) -> str:
         saved = self.run.checkpoints()
-        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise NonFiniteLoss(f"{what}; {where}")
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
     def _log(self, evaluation, names: tuple[str, ...], optimizer) -> None:
-        self._check_terms()
+        self._watch.check(self.fabric, self._last_good())
         rate = self._count_time()
         metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -325,28 +232,12 @@ class Trainer:
 
     def _save(self, optimizer=None) -> None:
         """Write a checkpoint, of finite numbers only."""
-        self._check_terms()
-        weights, tensors = self.objective.state_dict(), {}
-        if optimizer is not None:
-            for index, slots in optimizer.state_dict()["state"].items():
-                for slot, value in slots.items():
-                    tensors[f"{self._trained_names[index]}/{slot}"] = torch.as_tensor(value)
+        self._watch.check(self.fabric, self._last_good())
+        weights = self.objective.state_dict()
+        tensors = {} if optimizer is None else named_state(optimizer, self._trained_names)
         for name, tensor in (weights | tensors).items():
             if not torch.isfinite(tensor).all():
-                self._give_up(f"the weights are not finite: {name} became NaN or infinite by step {self.step}")
+                found = f"{name} became NaN or infinite by step {self.step}"
+                raise NonFiniteLoss(f"the weights are not finite: {found}; {self._last_good()}")
         if self.fabric.is_global_zero:
             self.run.save_checkpoint(Progress(self.step, self.seconds, self.images_seen), weights, tensors)
-
-
-def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:
-    """What a person watches: speed, each pair's reconstruction against its target, its KLs and its multiplier."""
-    parts = [f"{metrics['images_per_second']:.0f} img/s"]
-    for name in names:
-        rmse, target = metrics[f"{name}/rmse"], metrics[f"{name}/rmse_target"]
-        kls = [
-            f"{key.removeprefix(name + '/')} {value:.0f}"
-            for key, value in metrics.items()
-            if key.startswith(name + "/") and key.split("/")[1] not in ("x", "rmse", "rmse_target", "multiplier")
-        ]
-        parts.append(f"{name} rmse {rmse:.3f}/{target:.3f} KL {' '.join(kls)} beta {metrics[f'{name}/multiplier']:.2g}")
-    return " | ".join(parts)

@@ -24,5 +24,5 @@ class FixedNoise(Messenger):
         self.used[name] = start + fn.batch_shape[0]
         generator = torch.Generator().manual_seed(sum(name.encode()))
         shape = (self.num_rows, *fn.batch_shape[1:], *fn.event_shape)
-        uniform = torch.rand(shape, generator=generator)[start : self.used[name]]
+        uniform = torch.rand(shape, generator=generator)[start : self.used[name]].to(fn.mean.device)
         msg["value"] = uniform if name == "seed_scores" else fn.mean + fn.stddev * (uniform - 0.5)

@@ -96,9 +96,9 @@ class SeparableDecoder(nn.Module):
         return image + self.bias(slots)[..., None, None]
 
 
-def place_ramps(height: int, width: int) -> Float[Tensor, "4 H W"]:
+def place_ramps(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "4 H W"]:
     """Distance of every pixel from the four edges of the image, each from 0 to 1."""
-    grid = pixel_grid(height, width)
+    grid = pixel_grid(height, width, device)
     return torch.cat([1 - grid, 1 + grid]) / 2
 
 

@@ -30,7 +30,7 @@ class RampEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N width"]:
         features = self.convolutions(2 * images - 1).flatten(2).transpose(1, 2)
-        ramps = place_ramps(*images.shape[-2:]).to(images).flatten(1).T
+        ramps = place_ramps(*images.shape[-2:], device=images.device).flatten(1).T
         return self.mlp(self.norm(features + self.place(ramps)))
 
 

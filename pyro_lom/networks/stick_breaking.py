@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def pixel_grid(height: int, width: int) -> Float[Tensor, "2 H W"]:
+def pixel_grid(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "2 H W"]:
     """Row and column of every pixel, each from -1 to 1."""
-    return torch.stack(torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"))
+    axes = (torch.linspace(-1, 1, size, device=device) for size in (height, width))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 class InstanceColouring(nn.Module):

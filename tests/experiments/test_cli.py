@@ -15,8 +15,9 @@ from experiments import cli
 from experiments.fitting import Arguments
 from experiments.presets import preset
 from pyro_lom.errors import UserError
+from pyro_lom.non_finite import NonFiniteLoss
 from pyro_lom.runs import Run
-from pyro_lom.trainer import Interrupted, NonFiniteLoss
+from pyro_lom.trainer import Interrupted
 
 ROOT = Path(__file__).parents[2]
 FIT = ROOT / "experiments" / "fit.py"

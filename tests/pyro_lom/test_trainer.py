@@ -15,15 +15,21 @@ import torch
 from fixed_noise import FixedNoise
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_images, tiny_objective
+from tiny import SYSTEMS, tiny_config, tiny_images, tiny_objective
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.systems import build_objective, build_phases, build_system
 from pyro_lom import trainer as trainer_module
+from pyro_lom.data.device_minibatches import Prefetched, Resident
+from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.data.towers import make_towers
 from pyro_lom.errors import UserError
+from pyro_lom.non_finite import NonFiniteLoss, NonFiniteWatch
+from pyro_lom.phase import Phase
+from pyro_lom.progress import progress_line
 from pyro_lom.runs import Run
-from pyro_lom.trainer import Interrupted, NonFiniteLoss, Phase, Trainer, progress_line, take_step
+from pyro_lom.step import take_step
+from pyro_lom.trainer import Interrupted, Trainer
 
 NUM_STEPS = 10
 IMAGES = make_towers(12, seed=1).images
@@ -109,6 +115,17 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, orderless_fir
     assert_same(final_weights(tmp_path), weights)
     assert untimed_metrics(tmp_path) == metrics
     assert last.images_seen == sum(phase.steps * phase.batch_size for phase in last.phases)
+
+
+@pytest.mark.parametrize("way", [Resident, Prefetched])
+def test_however_images_come_to_the_device_the_run_is_the_same(tmp_path, uninterrupted, monkeypatch, way):
+    monkeypatch.setattr(trainer_module, "on_device", way)
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, at={7: kill}).fit()
+    resumed = make_trainer(tmp_path)
+    resumed.resume()
+    resumed.fit()
+    assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -407,20 +424,48 @@ def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path, accumu
     assert_same_step(ranks[0], step_of(BATCH))
 
 
-def test_no_value_is_read_back_from_the_device_within_a_step():
-    """What would make a GPU wait for the CPU: `.item()`, a branch on a tensor."""
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait for the CPU, or the CPU for it: `.item()`, branches on tensors, and copies from
+    another device."""
 
-    class Counter(TorchDispatchMode):
-        reads = 0
+    count = 0
 
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.reads += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
-            return function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if function is torch.ops.aten.copy_.default else args[0]
+            self.count += found.device != source.device
+        return found
 
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_no_value_is_read_back_from_the_device_within_a_step(system, tmp_path):
     pyro.enable_validation(False)
-    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
+    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective(system)
     module, optimizer = fabric.setup(objective, torch.optim.Adam(objective.parameters(), fused=True))
-    take_step(fabric, module, optimizer, BATCH)  # makes Adam's state
-    with Counter() as counter:
-        take_step(fabric, module, optimizer, BATCH)
-    assert counter.reads == 0
+    batches = Prefetched(Minibatches(IMAGES, 4, seed=0), fabric.device)
+    watch = NonFiniteWatch(never=9)
+
+    def step(number):
+        images, _ = batches(number)
+        evaluation = take_step(fabric, module, optimizer, to_float(images), clip_norm=100.0)
+        watch.note(number, evaluation.terms)
+
+    step(0)  # makes Adam's state
+    with Waits() as waits:
+        step(1)
+    assert waits.count == 0
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_all_that_a_step_needs_is_made_on_its_device(system):
+    """On the device "meta", which holds no numbers: to read one is an error there, to bring one is counted."""
+    pyro.enable_validation(False)
+    objective = tiny_objective(system).to("meta")
+    with Waits() as waits:
+        evaluation = objective(BATCH.to("meta"))
+        evaluation.loss.backward()
+        objective.update(evaluation.errors)
+    assert waits.count == 1  # the images, brought within
+    assert all(parameter.grad.device.type == "meta" for parameter in objective.parameters())

@@ -1,0 +1,34 @@
+"""What a run was computed with."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def job_name() -> str | None:
+    """Names the torchrun job that this process belongs to: its --rdzv-id, or the process that starts its ranks."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if job == "none" else job
+
+
+def environment() -> dict:
+    """Commit, job, versions, threads and devices."""
+    root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
+    packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
+    return {
+        "commit": commit or None,
+        "job": job_name(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    }

@@ -1,0 +1,133 @@
+"""What only a GPU can tell: `pytest -m gpu`. Nothing here was ever run on one."""
+
+import pyro
+import pytest
+import torch
+from fixed_noise import FixedNoise
+from lightning_fabric import Fabric
+from pyro import poutine
+from tiny import LATENTS, SYSTEMS, tiny_images, tiny_objective, tiny_system
+
+from pyro_lom.compilation import compile_networks
+from pyro_lom.data.device_minibatches import Prefetched, Resident
+from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.data.towers import make_towers
+from pyro_lom.non_finite import NonFiniteWatch
+from pyro_lom.step import take_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here"),
+    pytest.mark.parametrize("system", SYSTEMS),
+]
+BATCH = tiny_images(4)
+IMAGES = make_towers(12, seed=1).images
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch):
+    pyro.enable_validation(False)  # it reads values back
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+class Training:
+    """Steps of a tiny system on one device, as the trainer takes them."""
+
+    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False):
+        self.fabric, self.objective = Fabric(accelerator, devices=1, precision=precision), tiny_objective(system)
+        self.fabric.to_device(self.objective)
+        if compiled and not compile_networks(self.objective):
+            pytest.skip("torch.compile does not work here")
+        adam = torch.optim.Adam(self.objective.parameters(), lr=1e-4, fused=True)
+        self.module, self.optimizer = self.fabric.setup(self.objective, adam)
+
+    def step(self, images, **options):
+        return take_step(self.fabric, self.module, self.optimizer, images, clip_norm=100.0, **options)
+
+    def step_with_fixed_noise(self):
+        with FixedNoise(len(BATCH)):
+            return self.step(self.fabric.to_device(BATCH))
+
+    def gradients(self):
+        return {name: parameter.grad.cpu() for name, parameter in self.objective.named_parameters()}
+
+
+def assert_same_step(found, expected, rtol):
+    """Losses, and gradients by their norms of difference: those of single weights may be next to nothing."""
+    torch.testing.assert_close(
+        found.step_with_fixed_noise().loss.cpu(), expected.step_with_fixed_noise().loss.cpu(), rtol=rtol, atol=0
+    )
+    here, there = found.gradients(), expected.gradients()
+    assert here.keys() == there.keys()
+    everything = torch.stack([gradient.norm() for gradient in there.values()]).norm()
+    for name in there:
+        assert (here[name] - there[name]).norm() <= 100 * rtol * there[name].norm() + 1e-6 * everything, name
+
+
+def test_a_step_is_that_of_a_cpu(system):
+    assert_same_step(Training(system), Training(system, "cpu"), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
+def test_compiled_networks_take_the_same_step(system):
+    assert_same_step(Training(system, compiled=True), Training(system), rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", [Resident, Prefetched])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_cpu_does_not_wait_for_the_device_within_a_step(system, way, precision):
+    training = Training(system, precision=precision)
+    batches = way(Minibatches(IMAGES, 4, seed=0), training.fabric.device)
+    watch = NonFiniteWatch(never=9)
+
+    def step(number):
+        torch.manual_seed(number)
+        evaluation = training.step(to_float(batches(number).images))
+        watch.note(number, evaluation.terms)
+
+    step(0)  # libraries and Adam's state are set up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(1, 4):
+            step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    watch.check(training.fabric, "there is no checkpoint")
+
+
+def test_steps_in_bfloat16_are_finite(system):
+    training = Training(system, precision="bf16-mixed")
+    for _ in range(3):
+        evaluation = training.step_with_fixed_noise()
+    assert all(torch.isfinite(value) for value in evaluation.terms.values())
+    for parameter in training.objective.parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all()
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_in_bfloat16_every_distribution_is_float32(system):
+    model, guide = (program.cuda() for program in tiny_system(system).final)
+    if borrowed := getattr(guide, "orderless_guide", None):
+        borrowed.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        guide_trace = poutine.trace(guide).get_trace(BATCH.cuda())
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(BATCH.cuda())
+    sites = [trace.nodes[name] for trace in (guide_trace, model_trace) for name in LATENTS[system]]
+    for site in [*sites, model_trace.nodes["x"]]:
+        assert {site["fn"].mean.dtype, site["fn"].stddev.dtype, site["value"].dtype} == {torch.float32}
+
+
+def test_memory_does_not_grow_and_parts_take_less(system):
+    def peak(number_of_steps, accumulate):
+        training = Training(system)
+        images = training.fabric.to_device(tiny_images(64))
+        training.step(images, accumulate=accumulate)  # makes Adam's state
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(number_of_steps):
+            training.step(images, accumulate=accumulate)
+        return torch.cuda.max_memory_allocated()
+
+    whole = peak(2, 1)
+    assert peak(8, 1) <= 1.05 * whole
+    assert peak(2, 4) < 0.7 * whole
