@@ -161,8 +161,12 @@ def table(rows: list[Row]) -> str:
         for row in rows
     ]
     times = [[*_names(row), *(f"{1e3 * row['parts'].get(part, 0):.1f}" for part in parts)] for row in rows]
-    others = ("loading", "sampling", "evaluation")
-    rates = [[*_names(row), *(f"{row[f'{name}_images_per_second']:.0f}" for name in others)] for row in rows]
+    others = {name: f"{name}_images_per_second" for name in ("loading", "sampling", "evaluation")}
+    if any(row["read_ahead_images_per_second"] is not None for row in rows):  # steps, of data not kept on a GPU
+        others["read ahead"] = "read_ahead_images_per_second"
+    rates = [
+        [*_names(row), *("" if row[key] is None else f"{row[key]:.0f}" for key in others.values())] for row in rows
+    ]
     heads = ["system", "pixels", "K", "batch", "precision", "on"]
     return "\n\n".join(
         (

@@ -21,6 +21,7 @@ from experiments.pyro_share import seconds_of_pyro
 from experiments.step_parts import Parts, seconds
 from experiments.systems import Pair, System, build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
+from pyro_lom.data.device_minibatches import Minibatch, Prefetched, on_device
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.step import take_step
@@ -32,6 +33,7 @@ REFERENCE_GFLOP = {"genesis-v2": 88, "lom-genesis-v2": 135, "emorl": 943}
 _NUM_IMAGES = 1024
 _WARM_UP = 3
 _TIMED_PARTS = 3
+_GPU_BLOCK = 10
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,17 @@ def measure(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.h5"
         write_scenes(path, _random_scenes(shape), source="the benchmark", seed=0)
-        batches = Minibatches(read_scenes(path).images, phase.batch_size, seed=0)
-        first = to_float(fabric.to_device(batches(0)))
+        minibatches = Minibatches(read_scenes(path).images, phase.batch_size, seed=0)
+        batches = on_device(minibatches, fabric.device)
+        first = to_float(batches(0).images)
         given = None if "orderless" in pairs else _inferred(system.orderless.guide, first)
 
-        def step(number: int) -> None:
-            images = to_float(fabric.to_device(batches(number)))
+        def step(number: int, batches: Callable[[int], Minibatch] = batches) -> None:
             take_step(
                 fabric,
                 module,
                 optimizer,
-                images,
+                to_float(batches(number).images),
                 orderless=given,
                 only=pairs,
                 clip_norm=config.train.clip_norm,
@@ -88,11 +90,18 @@ def measure(settings: Settings) -> dict[str, Any]:
 
         for number in range(_WARM_UP):
             step(number)
-        peaks = [_matrix_product_gflops(fabric.device)]
-        times = [seconds(lambda number=number: step(number), fabric.device) for number in range(settings.steps)]
-        peaks.append(_matrix_product_gflops(fabric.device))
+        if fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(fabric.device)  # a compiler and cuDNN try what they do not keep
+        peak = partial(_matrix_product_gflops, fabric.device, config.train.precision)
+        peaks = [peak()]
+        times = _step_times(step, settings.steps, fabric.device)
+        peaks.append(peak())
         memory = _peak_memory_mb(fabric.device)
-        loading = [seconds(lambda number=number: batches(number), fabric.device) for number in range(100)]
+        loading = [seconds(lambda number=number: minibatches(number), fabric.device) for number in range(100)]
+        read_ahead = None
+        if fabric.device.type == "cuda":  # as where the data do not fit on it
+            prefetched = partial(step, batches=Prefetched(minibatches, fabric.device))
+            read_ahead = phase.batch_size / statistics.median(_step_times(prefetched, settings.steps, fabric.device))
         parts = Parts(fabric.device)
         with parts.watched(objective, adam):
             for number in range(_TIMED_PARTS):
@@ -132,6 +141,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "share_of_peak": reference / (median * max(peaks)) if reference else None,
         "pyro_share": pyro_seconds / median,
         "parts": {part: total / _TIMED_PARTS for part, total in parts.seconds.items()},
+        "read_ahead_images_per_second": read_ahead,
         "loading_images_per_second": phase.batch_size / statistics.median(loading),
         "sampling_images_per_second": phase.batch_size / sampling,
         "evaluation_images_per_second": phase.batch_size / evaluation,
@@ -164,10 +174,29 @@ def _random_scenes(shape: tuple[int, int, int]) -> Scenes:
     return Scenes(images, None, {}, num_background=0, splits=splits, name="random", version=1)
 
 
-def _matrix_product_gflops(device: torch.device, size: int = 2048, products: int = 20) -> float:
-    """The fastest of some float32 products of square matrices."""
-    left, right = torch.rand(2, size, size, device=device)
-    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(products)) / 1e9
+def _step_times(step: Callable[[int], None], number: int, device: torch.device) -> list[float]:
+    """Seconds of a step; those of a GPU by ten, as it works on one while the CPU prepares the next."""
+    block = _GPU_BLOCK if device.type == "cuda" else 1
+
+    def steps(first: int) -> None:
+        for index in range(first, first + block):
+            step(index)
+
+    return [seconds(partial(steps, block * index), device) / block for index in range(number)]
+
+
+def _matrix_product_gflops(device: torch.device, precision: str, products: int = 20) -> float:
+    """The fastest of some products of square matrices, in the arithmetic that convolutions have there."""
+    size = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    left, right = torch.rand(2, size, size, device=device, dtype=dtype)
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(products)) / 1e9
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

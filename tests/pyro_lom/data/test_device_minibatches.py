@@ -90,7 +90,7 @@ def test_a_gpu_keeps_what_fits(monkeypatch, free, chosen):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 @every_way
 def test_they_are_the_same_on_a_gpu(way):
-    device = torch.device("cuda")
+    device = torch.device("cuda", 0)
     if way is EVERY_WAY["loaded"]:
         pytest.skip("for a CPU")
     found = way(minibatches(), device)
