@@ -112,7 +112,7 @@ def fit(
         run = Run.open(resume)
     else:
         run = (
-            Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(_anchored(config)))
+            Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config)))
             if fabric.is_global_zero
             else None
         )
@@ -171,7 +171,7 @@ def fit(
     return run
 
 
-def _anchored(config: Config) -> Config:
+def anchored(config: Config) -> Config:
     """With an absolute path to the user's data, so that the run can be resumed from any folder."""
     if config.data.path in EMBEDDED:
         return config
