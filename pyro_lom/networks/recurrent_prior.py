@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pyro_lom.networks.transformers import xavier_
 
-State = tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch width"]]  # an LSTM's output and cell
+State = tuple[Float[Tensor, "... width"], Float[Tensor, "... width"]]  # an LSTM's output and cell
 
 
 class SlotRecurrence(nn.Module):

@@ -56,6 +56,14 @@ def test_of_a_lom_on_towers(scenes):
     assert summary["structure_real"] > 0.9 > 0.5 > summary["structure_cut_and_paste"]
 
 
+@pytest.mark.parametrize("system", ["autoregressive-emorl", "scene-autoregressive-emorl"])
+def test_of_an_autoregressive_prior(system, scenes):
+    """It has all that a LOM has, but nothing is drawn for another's scene; without a scene latent that KL is 0."""
+    summary, lom = summary_of(system, scenes), summary_of("lom-emorl", scenes)
+    assert known(summary) == known(lom) - {"kl_slots_other_scene"}
+    assert (summary["kl_scene"] == 0) == (system == "autoregressive-emorl")
+
+
 def test_of_an_orderless_model_alone(scenes):
     summary = summary_of("genesis-v2", scenes)
     assert known(summary) == OF_ANY_SYSTEM | OF_LABELS | OF_TOWERS
@@ -152,6 +160,7 @@ def opened(path):
     [
         ("lom-genesis-v2", ["reconstructions", "samples", "interpolation", "curves"]),
         ("genesis-v2", ["reconstructions", "samples", "curves"]),
+        ("scene-autoregressive-emorl", ["reconstructions", "samples", "curves"]),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
