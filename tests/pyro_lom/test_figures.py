@@ -177,8 +177,14 @@ def test_error_bars_are_written(tmp_path):
 
 
 def test_box_plots_show_every_value(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Axes, "plot", lambda self, places, values, *_, **__: drawn.append((places, values)))
+    drawn, plot = [], Axes.plot
+
+    def spy(self, *arguments, **options):
+        if "o" in arguments:
+            drawn.append(arguments[:2])
+        return plot(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
     boxes = {"first": [1.0, 2.0, 50.0], "second": [3.0], "none": []}
     save_box_plots(tmp_path / "boxes.png", {"KL": boxes, "distance": boxes})
     assert drawn == 2 * [([1, 1, 1], [1.0, 2.0, 50.0]), ([2], [3.0]), ([], [])]
