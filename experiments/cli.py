@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from pyro_lom.errors import UserError
 from pyro_lom.trainer import Interrupted, NonFiniteLoss
@@ -36,6 +37,12 @@ def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, de
         if leaving.code in (0, None):  # --help
             raise
         raise UserError(f"{_one_line(said.getvalue())} (see {prog} --help)") from None
+
+
+def progress(steps: range, what: str) -> tqdm:
+    """A bar over batches with the time left, gone when done; none for a single one, or where nobody watches."""
+    disable = True if len(steps) == 1 else None
+    return tqdm(steps, desc=what, leave=False, disable=disable, unit="batch", dynamic_ncols=True)
 
 
 def check_output(path: Path | None) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
+from experiments.cli import progress
 from experiments.loading import load_run
 from experiments.summary import Reader, sample_scenes
 from experiments.systems import Pair
@@ -121,8 +121,3 @@ class HeldOut:
 def segment(log_masks: Float[Tensor, "B K 1 H W"]) -> UInt8[np.ndarray, "B H W"]:
     """The slot with the largest mask at each pixel."""
     return log_masks.argmax(-4).squeeze(-3).to(torch.uint8).cpu().numpy()
-
-
-def progress(steps: range, what: str) -> tqdm:
-    """A bar with the time left, gone when done; none where nobody watches."""
-    return tqdm(steps, desc=what, leave=False, disable=None, unit="batch", dynamic_ncols=True)

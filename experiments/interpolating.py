@@ -66,13 +66,22 @@ def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
 def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
     pair, folder = held_out.system.lom, held_out.run.figures
     images = _images(options.between, held_out)
-    start, end = held_out.reader.latents(pair, images, held_out.reader.infer(images))[0].split(1)
+    start, end = posterior_scenes(pair, images).split(1)
     ends = torch.ones(options.steps, *images.shape[1:])
     ends[0], ends[-1] = images.cpu()
     rows = [("given", ends), *interpolation_rows(pair, start, end, options.steps)]
     figures.save_grid(folder / "between.png", rows, INTERPOLATION)
     figures.save_gif(folder / "between.gif", _there_and_back(pair, start, end, options.frames))
     return [folder / name for name in ("between.png", "between.gif")]
+
+
+@torch.no_grad()
+def posterior_scenes(pair: Pair, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B Ds"]:
+    """Samples of q(s | x), about as far from the origin as those of p(s), which is where `slerp` puts its ends.
+
+    Posterior means lie closer: the numbers of s that a LOM leaves idle have mean zero.
+    """
+    return pair.guide(images).scene.squeeze(-2)
 
 
 def _there_and_back(

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.held_out import BATCH, SEED, HeldOut, Values, progress, segment
+from experiments.cli import progress
+from experiments.held_out import BATCH, SEED, HeldOut, Values, segment
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.ari import mean_ari

@@ -170,7 +170,7 @@ def lom_emorl_towers() -> Config:
         model=replace(demo.model, system="lom-emorl", num_slots=6, image_scale=0.1, num_refinements=1),
         train=replace(
             demo.train,
-            steps=5000,
+            steps=10_000,
             orderless_first=0.4,
             learning_rate=4e-3,
             ordered_learning_rate=2e-3,

@@ -1,15 +1,17 @@
 """The numbers and pictures that a run ends with, from its held-out scenes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyro.poutine as poutine
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from experiments.cli import progress
 from experiments.systems import Pair, System
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
@@ -35,12 +37,20 @@ _BATCH = 128
 @torch.no_grad()
 def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
     """Unconditional scenes from a pair's model at temperature `tau`: the image is the likelihood's mean."""
-    parts = []
-    for first in range(0, num_scenes, _BATCH):
+    return _join(_samples(pair, num_scenes, tau))
+
+
+def _samples(pair: Pair, num_scenes: int, tau: float) -> Iterator[Rendering]:
+    """The same in batches, of which one at a time needs memory for its components."""
+    for first in progress(range(0, num_scenes, _BATCH), "sampling"):
         with poutine.trace() as tracer, temperature(tau):
             pair.model(num_scenes=min(_BATCH, num_scenes - first))
+<<<<<<< HEAD
         parts.append(pair.model.render(drawn_slots(pair, tracer.trace)))
     return _join(parts)
+=======
+        yield pair.model.render(drawn_slots(tracer.trace)["value"])
+>>>>>>> emorl
 
 
 @torch.no_grad()
@@ -71,7 +81,10 @@ class Reader:
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
-        first, *rest = [self.system.orderless.guide.infer(batch.to(self.device)) for batch in images.split(_BATCH)]
+        first, *rest = [
+            self.system.orderless.guide.infer(images[start : start + _BATCH].to(self.device))
+            for start in progress(range(0, len(images), _BATCH), "inferring")
+        ]
         return first.map(lambda *parts: torch.cat(parts), *rest)
 
     def binding(self, images: Float[Tensor, "B C H W"]) -> Binding | None:
@@ -82,12 +95,21 @@ class Reader:
     @torch.no_grad()
     def reconstruct(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> Rendering:
         """A sample of the pair's posterior, rendered."""
-        parts = []
+        return _join(self._reconstructions(pair, images, orderless))
+
+    def _reconstructions(
+        self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
+    ) -> Iterator[Rendering]:
+        """The same in batches, of which one at a time needs memory for its components."""
         for batch, posterior in self._batches(images, orderless):
             with poutine.trace() as tracer:
                 pair.guide(batch, orderless=posterior)
+<<<<<<< HEAD
             parts.append(pair.model.render(drawn_slots(pair, tracer.trace)))
         return _join(parts)
+=======
+            yield pair.model.render(drawn_slots(tracer.trace)["value"])
+>>>>>>> emorl
 
     @torch.no_grad()
     def latents(
@@ -126,7 +148,7 @@ class Reader:
         return self._by_level(terms)
 
     def _batches(self, images, orderless):
-        for first in range(0, len(images), _BATCH):
+        for first in progress(range(0, len(images), _BATCH), "evaluating"):
             rows = slice(first, first + _BATCH)
             yield images[rows].to(self.device), orderless.map(lambda part, rows=rows: part[rows])
 
@@ -153,8 +175,8 @@ def summarise(
     images = float_images(scenes.images)
     reader, ordered = Reader(system, device), system.ordered
     orderless = reader.infer(images)
-    by_orderless = reader.reconstruct(system.orderless, images, orderless)
-    by_ordered = ordered and reader.reconstruct(ordered, images, orderless)
+    by_orderless = _kept(reader._reconstructions(system.orderless, images, orderless))
+    by_ordered = ordered and _kept(reader._reconstructions(ordered, images, orderless))
     summary: dict[str, float | None] = {}
 
     labels = None if scenes.labels is None else torch.as_tensor(np.array(scenes.labels)).long()
@@ -167,8 +189,8 @@ def summarise(
     encoder = _segments(orderless.log_masks)
     foreground = scenes.num_background
     summary["ari_fg_encoder"] = ari(encoder, foreground)
-    summary["ari_fg_orderless"] = ari(_segments(by_orderless.log_masks), foreground)
-    summary["ari_fg_ordered"] = ari(by_ordered and _segments(by_ordered.log_masks), foreground)
+    summary["ari_fg_orderless"] = ari(by_orderless.segments, foreground)
+    summary["ari_fg_ordered"] = ari(by_ordered and by_ordered.segments, foreground)
     summary["ari_all_encoder"] = ari(encoder, 0)
     num_slots = system.orderless.model.num_slots
     few = min(len(images), 500)  # enough for what is slow, and steady
@@ -193,10 +215,10 @@ def summarise(
     summary["kl_slots_other_scene"] = elsewhere and elsewhere["kl_slots"].mean().item()
 
     generated = {
-        "samples": ordered and sample_scenes(ordered, len(images), TEMPERATURE).image.cpu(),
-        "samples_tau1": ordered and sample_scenes(ordered, len(images), 1.0).image.cpu(),
-        "orderless_prior": sample_scenes(system.orderless, len(images), TEMPERATURE).image.cpu(),
-        "shuffled_posterior": shuffled_posterior(system, orderless).image.cpu(),
+        "samples": ordered and _kept(_samples(ordered, len(images), TEMPERATURE)).image,
+        "samples_tau1": ordered and _kept(_samples(ordered, len(images), 1.0)).image,
+        "orderless_prior": _kept(_samples(system.orderless, len(images), TEMPERATURE)).image,
+        "shuffled_posterior": _kept(_shuffled(system, orderless)).image,
     }
     if scenes.name == "towers":
         max_blocks = scenes.factors["present"].shape[1]
@@ -220,9 +242,14 @@ def summarise(
 @torch.no_grad()
 def shuffled_posterior(system: System, orderless: OrderlessPosterior) -> Rendering:
     """Scenes of slots drawn one by one from the aggregate orderless posterior: right objects in the wrong company."""
+    return _join(_shuffled(system, orderless))
+
+
+def _shuffled(system: System, orderless: OrderlessPosterior) -> Iterator[Rendering]:
     slots = torch.normal(orderless.loc, orderless.scale).flatten(0, 1)
     shuffled = slots[torch.randperm(len(slots), device=slots.device)].view_as(orderless.loc)
-    return _join([system.orderless.model.render(part) for part in shuffled.split(_BATCH)])
+    for first in progress(range(0, len(shuffled), _BATCH), "shuffling"):
+        yield system.orderless.model.render(shuffled[first : first + _BATCH])
 
 
 def interpolation_rows(
@@ -293,8 +320,21 @@ def drawn_slots(pair: Pair, trace, *, mean: bool = False) -> Float[Tensor, "*bat
     return torch.cat([site["fn"].mean if mean else site["value"] for site in sites], dim=-2)
 
 
-def _join(parts: list[Rendering]) -> Rendering:
+def _join(parts: Iterable[Rendering]) -> Rendering:
     return Rendering(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+class _Kept(NamedTuple):
+    """What numbers need of renderings, on the CPU: components of 2,048 large scenes are gigabytes."""
+
+    image: Float[Tensor, "B C H W"]
+    segments: Int[Tensor, "B H W"]  # the slot with the largest mask
+
+
+@torch.no_grad()
+def _kept(parts: Iterable[Rendering]) -> _Kept:
+    kept = [(rendering.image.cpu(), _segments(rendering.log_masks).cpu()) for rendering in parts]
+    return _Kept(*(torch.cat(part) for part in zip(*kept, strict=True)))
 
 
 def _segments(log_masks: Tensor | None) -> Tensor | None:
@@ -302,10 +342,10 @@ def _segments(log_masks: Tensor | None) -> Tensor | None:
 
 
 def _rmse(reconstructed: Tensor, images: Tensor) -> float:
-    return (reconstructed.cpu() - images).square().mean().sqrt().item()
+    return (reconstructed - images).square().mean().sqrt().item()
 
 
 def _explained(reconstructed: Tensor, images: Tensor) -> float:
     """Share of the variance of pixels, about the mean image, that the reconstruction explains."""
     variance = (images - images.mean(0)).square().mean()
-    return (1 - (reconstructed.cpu() - images).square().mean() / variance).item()
+    return (1 - (reconstructed - images).square().mean() / variance).item()

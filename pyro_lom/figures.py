@@ -56,7 +56,7 @@ def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> F
 
 
 def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> Figure:
-    """Labelled rows of images in [0, 1], one scene a column; a notebook shows what is returned."""
+    """Labelled rows of images in [0, 1], one scene a column; a notebook shows it after `%matplotlib inline`."""
     columns = max(len(images) for _, images in rows)
     *_, height, width = rows[0][1].shape
     gap = max(1, height // 24)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyro import poutine
 
 from experiments.held_out import HeldOut
-from experiments.interpolating import main
+from experiments.interpolating import main, posterior_scenes
 from experiments.summary import prior_scenes, render_scenes
+from pyro_lom.data.minibatches import float_images
 
 
 @pytest.fixture
@@ -50,6 +52,17 @@ def test_scenes_are_drawn_at_prior_means(finished):
     assert torch.equal(first.image, again.image)
     expected = pair.model.render(pair.model.slot_prior(pair.model.order_net(scenes)).mean)
     torch.testing.assert_close(first.image, expected.image)
+
+
+def test_images_are_joined_from_samples_of_the_posterior(finished):
+    held_out = HeldOut(finished)
+    pair, images = held_out.system.ordered, float_images(held_out.scenes.images)
+    torch.manual_seed(1)
+    scenes = posterior_scenes(pair, images)
+    torch.manual_seed(1)
+    q = poutine.trace(pair.guide).get_trace(images).nodes["s"]["fn"]
+    deviations = (scenes - q.mean.squeeze(-2)) / q.stddev.squeeze(-2)
+    assert deviations.square().mean().item() == pytest.approx(1, abs=0.3)
 
 
 def test_a_model_without_scenes_is_refused(refusal, alone):

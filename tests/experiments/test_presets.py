@@ -68,6 +68,8 @@ def test_every_preset_trains(name, tmp_path):
     assert metrics["step"] == 4
     assert all(math.isfinite(value) for value in metrics.values())
     still = [parameter for parameter, value in objective.named_parameters() if torch.equal(value, before[parameter])]
+    if config.model.num_refinements == 1:  # a recurrent network that takes one step has nothing to remember
+        still = [parameter for parameter in still if not parameter.endswith("refinement.recurrent.weight_hh")]
     assert not [parameter for parameter in still if "weight" in parameter]
 
 

@@ -44,9 +44,10 @@ def known(summary):
     return {name for name, value in summary.items() if value is not None and not name.startswith("explained")}
 
 
-def test_of_a_lom_on_towers(scenes):
+@pytest.mark.parametrize("lom", ["lom-genesis-v2", "lom-emorl"])
+def test_of_a_lom_on_towers(lom, scenes):
     everything = OF_ANY_SYSTEM | OF_LABELS | OF_TOWERS | OF_A_LOM | OF_A_LOM_ON_LABELS | OF_A_LOM_ON_TOWERS
-    summary = summary_of("lom-genesis-v2", scenes)
+    summary = summary_of(lom, scenes)
     assert known(summary) == everything
     assert all(-1 <= summary[name] <= 1 for name in everything if name.startswith("ari"))
     assert all(0 <= summary[name] <= 1 for name in everything if name.startswith("structure"))
@@ -64,8 +65,9 @@ def test_of_an_autoregressive_prior(system, scenes):
     assert (summary["kl_scene"] == 0) == (system == "autoregressive-emorl")
 
 
-def test_of_an_orderless_model_alone(scenes):
-    summary = summary_of("genesis-v2", scenes)
+@pytest.mark.parametrize("orderless", ["genesis-v2", "emorl"])
+def test_of_an_orderless_model_alone(orderless, scenes):
+    summary = summary_of(orderless, scenes)
     assert known(summary) == OF_ANY_SYSTEM | OF_LABELS | OF_TOWERS
     assert {name for name, value in summary.items() if value is None} >= OF_A_LOM | OF_A_LOM_ON_LABELS
 
@@ -120,12 +122,13 @@ def test_of_a_system_that_renders_part_of_a_batch_in_training(scenes):
     assert [len(terms[name]) for name in ("log_likelihood", "kl_scene", "kl_slots")] == [5, 16, 16]
 
 
-def test_more_scenes_than_a_batch(scenes):
-    system = tiny("lom-genesis-v2")
+@pytest.mark.parametrize("lom", ["lom-genesis-v2", "lom-emorl"])
+def test_more_scenes_than_a_batch(lom, scenes):
+    system = tiny(lom)
     reader, images = Reader(system, CPU), float_images(scenes.images).repeat(9, 1, 1, 1)  # 144
     orderless = reader.infer(images)
     assert len(orderless.loc) == len(orderless.log_masks) == 144
-    assert len(reader.reconstruct(system.ordered, images, orderless).image) == 144
+    assert all(len(reader.reconstruct(pair, images, orderless).image) == 144 for pair in system)
     assert sample_scenes(system.ordered, 130, 0.8).image.shape == (130, 3, 32, 32)
 
 
