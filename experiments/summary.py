@@ -45,12 +45,7 @@ def _samples(pair: Pair, num_scenes: int, tau: float) -> Iterator[Rendering]:
     for first in progress(range(0, num_scenes, _BATCH), "sampling"):
         with poutine.trace() as tracer, temperature(tau):
             pair.model(num_scenes=min(_BATCH, num_scenes - first))
-<<<<<<< HEAD
-        parts.append(pair.model.render(drawn_slots(pair, tracer.trace)))
-    return _join(parts)
-=======
-        yield pair.model.render(drawn_slots(tracer.trace)["value"])
->>>>>>> emorl
+        yield pair.model.render(drawn_slots(pair, tracer.trace))
 
 
 @torch.no_grad()
@@ -104,12 +99,7 @@ class Reader:
         for batch, posterior in self._batches(images, orderless):
             with poutine.trace() as tracer:
                 pair.guide(batch, orderless=posterior)
-<<<<<<< HEAD
-            parts.append(pair.model.render(drawn_slots(pair, tracer.trace)))
-        return _join(parts)
-=======
-            yield pair.model.render(drawn_slots(tracer.trace)["value"])
->>>>>>> emorl
+            yield pair.model.render(drawn_slots(pair, tracer.trace))
 
     @torch.no_grad()
     def latents(
