@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
         jobs += [Job(replace(config, seed=seed), options.study) for seed in range(options.seeds)]
     try:
         failed = train(jobs, processes=options.processes)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("runs saved themselves: repeat the command to go on", file=sys.stderr)
         raise
     pyro.enable_validation(False)
@@ -105,33 +105,32 @@ def _report(jobs: list[Job], failed: dict[Job, str], options: Arguments, fit_opt
         if job.config.preset not in samples:
             torch.manual_seed(SEED)
             samples[job.config.preset] = sample_scenes(held_out.system.final, _NUM_SAMPLES, TEMPERATURE).image
-    parts, boxes = [], {}
-    for key, (title, digits) in _COLUMNS.items():
-        by_model = {
-            name: [found.get(job, {}).get(key) for job in jobs if job.config.preset == name] for name in options.presets
-        }
-        if any(value is not None for values in by_model.values() for value in values):
-            parts.append(f"**{title}**\n\n{_table(by_model, digits)}")
-            if key in _DRAWN:
-                boxes[title] = {name: [v for v in values if v is not None] for name, values in by_model.items()}
+
+    columns: dict[str, dict[str, list[float | None]]] = {}  # by key and model, a value for each seed
+    for key in _COLUMNS:
+        if any(values.get(key) is not None for values in found.values()):
+            columns[key] = {name: [] for name in options.presets}
+            for job in jobs:
+                columns[key][job.config.preset].append(found.get(job, {}).get(key))
+    parts = [f"**{_COLUMNS[key][0]}**\n\n{_table(values, _COLUMNS[key][1])}" for key, values in columns.items()]
     parts += [f"{job.name} failed: {complaint}" for job, complaint in failed.items()]
-    words = [*options.presets, *overrides(replace(options, presets=_MODELS), Arguments())]
-    parts.append(
-        f"`{shlex.join(['python', 'experiments/ablate.py', *words, *(['--', *fit_options] if fit_options else [])])}`"
-    )
-    report = "\n\n".join(parts)
-    print(report)
+    parts.append(f"`{_command(options, fit_options)}`")
+    print("\n\n".join(parts))
     with replacing(options.study / "ablation.md") as temporary:
-        temporary.write_text(report + "\n", encoding="utf-8")
-    written = ["ablation.md"]
-    if samples:
-        written += ["ablation.png", "ablation-samples.png"]
-        figures.save_box_plots(options.study / written[1], boxes)
-        figures.save_grid(
-            options.study / written[2], list(samples.items()), f"Unconditional samples, tau = {TEMPERATURE:g}"
-        )
-    for name in written:
-        print(options.study / name, file=sys.stderr)
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if found:
+        boxes = {_COLUMNS[key][0]: columns[key] for key in _DRAWN if key in columns}
+        figures.save_box_plots(options.study / "ablation.png", boxes)
+        title = f"Unconditional samples, tau = {TEMPERATURE:g}, of each model's first run"
+        figures.save_grid(options.study / "ablation-samples.png", list(samples.items()), title)
+    for path in sorted(options.study.glob("ablation*.*")):
+        print(path, file=sys.stderr)
+
+
+def _command(options: Arguments, fit_options: list[str]) -> str:
+    """The line that makes the table."""
+    words = [*options.presets, *overrides(replace(options, presets=_MODELS), Arguments())]
+    return shlex.join(["python", "experiments/ablate.py", *words, *(["--", *fit_options] if fit_options else [])])
 
 
 def _values(held_out: HeldOut, distance: str) -> Values:

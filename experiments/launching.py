@@ -71,8 +71,8 @@ class Job:
 def train(jobs: Sequence[Job], *, processes: int) -> dict[Job, str]:
     """Train those that are not finished, `processes` at a time, and return what went wrong with those that failed.
 
-    Each process has one thread, or a GPU, in turn, where there are any. When this process is interrupted, they are
-    asked to stop, save themselves, and are waited for.
+    Each process has one thread, or a GPU, in turn, where there are any. When this process is stopped, by Ctrl-C or
+    SIGTERM, they are asked to stop, save themselves, and are waited for.
     """
     waiting = [job for job in jobs if not job.finished()]
     free, running, failed = _places(processes), {}, {}
@@ -145,12 +145,12 @@ def _complaint(job: Job, code: int) -> str:
 
 @contextmanager
 def _stopping(running: dict[subprocess.Popen, tuple]) -> Iterator[None]:
-    """Ask what still runs to stop, and wait for it, however this block is left; SIGTERM counts as Ctrl-C."""
+    """Ask what still runs to stop, and wait for it, however this block is left, by Ctrl-C or SIGTERM, too."""
 
-    def interrupt(number: int, frame) -> None:
-        raise KeyboardInterrupt
+    def leave(number: int, frame) -> None:
+        sys.exit(128 + number)
 
-    handler = signal.signal(signal.SIGTERM, interrupt)
+    handler = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:

@@ -130,13 +130,14 @@ def save_error_bars(
     _save(figure, path)
 
 
-def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float]]]) -> None:
-    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot, none left out."""
+def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None]]]) -> None:
+    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot; None is none."""
     num_boxes = max(map(len, panels.values()))
     figure = Figure(figsize=(len(panels) * (0.45 * num_boxes + 1.2), 3.6), dpi=150, layout="constrained")
     for axis, (title, boxes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axis.boxplot(list(boxes.values()), widths=0.6, whis=(0, 100), medianprops={"color": "C1"})
-        for place, values in enumerate(boxes.values(), start=1):
+        known = [[value for value in values if value is not None] for values in boxes.values()]
+        axis.boxplot(known, widths=0.6, whis=(0, 100), medianprops={"color": "C1"})
+        for place, values in enumerate(known, start=1):
             axis.plot([place] * len(values), values, "o", color="C0", markersize=3, alpha=0.7)
         axis.set_xticks(range(1, len(boxes) + 1), boxes, rotation=45, ha="right", fontsize=7)
         axis.set_title(title, fontsize=9)

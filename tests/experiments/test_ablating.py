@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -162,13 +163,16 @@ def test_ctrl_c_stops_all_processes_and_waits_for_them(tiny, tmp_path, monkeypat
     assert not marks[jobs[2]].exists()
 
 
-def test_a_stopped_study_says_how_to_go_on(ablate, study, monkeypatch):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ablating, "train", stopped)
-    code, out, err = ablate()
-    assert (code, out) == (130, "") and "repeat the command to go on" in err
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_study_says_how_to_go_on(ablate, tmp_path, monkeypatch, number, code):
+    monkeypatch.setattr(Job, "command", lambda self: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(launching.time, "sleep", lambda seconds: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        left, out, err = ablate()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (left, out) == (code, "") and "repeat the command to go on" in err
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,12 @@ def test_box_plots_show_every_value(tmp_path, monkeypatch):
     drawn, plot = [], Axes.plot
 
     def spy(self, *arguments, **options):
-        if "o" in arguments:
+        if arguments[2:] == ("o",):
             drawn.append(arguments[:2])
         return plot(self, *arguments, **options)
 
     monkeypatch.setattr(Axes, "plot", spy)
-    boxes = {"first": [1.0, 2.0, 50.0], "second": [3.0], "none": []}
+    boxes = {"first": [1.0, 2.0, 50.0], "second": [3.0, None], "none": [None, None]}
     save_box_plots(tmp_path / "boxes.png", {"KL": boxes, "distance": boxes})
     assert drawn == 2 * [([1, 1, 1], [1.0, 2.0, 50.0]), ([2], [3.0]), ([], [])]
     assert pixels_of(tmp_path / "boxes.png").std() > 5
