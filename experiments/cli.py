@@ -45,14 +45,14 @@ def progress(steps: range, what: str) -> tqdm:
     return tqdm(steps, desc=what, leave=False, disable=disable, unit="batch", dynamic_ncols=True)
 
 
-def check_output(path: Path | None) -> None:
+def check_output(path: Path | None, option: str = "--output") -> None:
     """Refuse a file to write that has no place, before anything is computed.
 
     Raises:
         UserError: `path` is a folder, or is in none that is there.
     """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UserError(f"--output {path}: name a file in a folder that is there")
+        raise UserError(f"{option} {path}: name a file in a folder that is there")
 
 
 def _one_line(box: str) -> str:

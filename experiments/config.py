@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
@@ -230,9 +231,9 @@ def check_bounds(options: Any) -> None:
         UserError: names the option, its value and what it must be.
     """
     for name, value, hint in _fields(options):
-        for bound in _bounds(hint):
-            if value is not None and not bound.holds(value):
-                raise UserError(f"--{name} is {value}: it must be {bound.words}")
+        for bound, one in product(_bounds(hint), value if isinstance(value, tuple) else (value,)):
+            if one is not None and not bound.holds(one):
+                raise UserError(f"--{name} is {one}: it must be {bound.words}")
 
 
 def overrides(config: Any, default: Any) -> list[str]:
@@ -258,7 +259,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _bounds(hint: Any) -> list[Bound]:
-    """Those of an annotation, or of either side of `X | None`."""
+    """Those of an annotation, of either side of `X | None`, or of what a tuple holds."""
     parts = (hint, *get_args(hint))
     return [item for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Bound)]
 

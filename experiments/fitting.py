@@ -17,11 +17,13 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, check, from_dict, to_dict
+from experiments.config import Config, Count, check, from_dict, to_dict
+from experiments.devices import processes, shared_out
 from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
 from experiments.summary import TEMPERATURE, Reader, draw, sample_scenes, summarise
 from experiments.systems import build_objective, build_phases, build_system
+from pyro_lom.compilation import compile_networks
 from pyro_lom.data.minibatches import Minibatches, float_images
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
@@ -30,6 +32,7 @@ from pyro_lom.trainer import Interrupted, NonFiniteLoss, Trainer
 DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
 Options override the preset's values, for trying things."""
 
+_OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile")  # how a run is computed, not what it computes
 _HELD_OUT = 2048  # scenes that the numbers at the end of a run are of
 _TO_JUDGE_BINDING = 128  # scenes that tell, while a run trains, whether slots bind
 
@@ -38,11 +41,17 @@ _TO_JUDGE_BINDING = 128  # scenes that tell, while a run trains, whether slots b
 class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     devices: int = 1
-    """GPUs, or CPU processes, to train on."""
+    """GPUs, or CPU processes, to train on; torchrun decides for itself."""
+    global_batch_size: Count | None = None
+    """Scenes a step on all devices together, in the place of --train.batch-size, which is of each."""
+    accumulate: Count = 1
+    """Parts that a device takes its scenes of a step in, one after another: the same step in less memory."""
     resume: Path | None = None
-    """A run folder to go on with, in its own configuration: beside --devices no other option is taken."""
+    """A run folder to go on with, in its own configuration: beside what concerns devices no option is taken."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
+    compile: bool = False
+    """Let torch compile encoders and decoders; where it cannot, one line says so."""
     dry_run: bool = False
     """Print the resolved configuration and the parameters of each part, and stop."""
 
@@ -55,9 +64,12 @@ def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, default=default, prog="fit.py", description=DESCRIPTION)
     config = options.config
     if options.resume is not None:
-        taken = {name: getattr(options, name) for name in ("resume", "devices", "dry_run")}
+        taken = {name: getattr(options, name) for name in ("resume", "dry_run", *_OF_DEVICES)}
         if options != Arguments(preset("demo"), **taken):
-            raise UserError(f"--resume {options.resume} has its own configuration: give no other option but --devices")
+            raise UserError(
+                f"--resume {options.resume} has its own configuration: beside it only --devices, --global-batch-size, "
+                "--accumulate and --compile may be given"
+            )
         config = from_dict(Run.open(options.resume).read_json("config.json"), place=f"{options.resume}/config.json")
     elif config.train.geco.target != default.config.train.geco.target and config.train.geco.target_rmse is not None:
         raise UserError(
@@ -67,7 +79,8 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         _print_plan(config)
         return
-    fit(config, devices=options.devices, resume=options.resume, runs_dir=options.runs_dir)
+    of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
+    fit(config, resume=options.resume, runs_dir=options.runs_dir, **of_devices)
 
 
 @pyro.validation_enabled(False)  # a NaN is reported by the trainer, by site and step
@@ -76,6 +89,9 @@ def fit(
     *,
     scene_prior: nn.Module | None = None,
     devices: int = 1,
+    global_batch_size: int | None = None,
+    accumulate: int = 1,
+    compile: bool = False,
     resume: Path | None = None,
     runs_dir: Path = Path("runs"),
 ) -> Run:
@@ -88,8 +104,11 @@ def fit(
     """
     # Everything that can be refused is, before processes are launched and a run folder is made.
     check(config)
-    if devices < 1:
-        raise UserError(f"--devices is {devices}: name 1 device or more")
+    for option, number in (("devices", devices), ("accumulate", accumulate)):
+        if number < 1:
+            raise UserError(f"--{option} is {number}: it must be 1 or more")
+    devices, num_nodes = processes(devices)
+    config = shared_out(config, global_batch_size, devices * num_nodes, accumulate)
     scenes = read_data(config.data)
     train = scenes.split("train")
     test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
@@ -100,23 +119,15 @@ def fit(
     sample_scenes(system.final, 1, TEMPERATURE)  # a prior that knows no temperature fails here, not after hours
     phases = build_phases(config, system)
     for phase in phases:
-        Minibatches(train.images, phase.batch_size, config.seed, world_size=devices)
+        Minibatches(train.images, phase.batch_size, config.seed, world_size=devices * num_nodes)
     try:
-        fabric = Fabric(accelerator="auto", devices=devices, precision=config.train.precision)
+        fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=config.train.precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {devices} cannot be had: {error}") from error
     fabric.launch()
     fabric.to_device(objective)
 
-    if resume is not None:
-        run = Run.open(resume)
-    else:
-        run = (
-            Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config)))
-            if fabric.is_global_zero
-            else None
-        )
-        run = fabric.broadcast(run)
+    run, goes_on = fabric.broadcast(_open(runs_dir, config, resume) if fabric.is_global_zero else None)
 
     def tell(line: str) -> None:
         if fabric.is_global_zero:
@@ -129,6 +140,8 @@ def fit(
         if complaint := signs and signs.complaint():
             tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
 
+    if compile:
+        compile_networks(objective, tell)
     trainer = Trainer(
         fabric,
         objective,
@@ -137,12 +150,13 @@ def fit(
         run,
         seed=config.seed,
         clip_norm=config.train.clip_norm,
+        accumulate=accumulate,
         log_every=config.train.log_every,
         checkpoint_every=config.train.checkpoint_every,
         preview_every=config.train.preview_every,
         preview=preview,
     )
-    if resume is not None:
+    if goes_on:
         trainer.resume()
     done = f", {trainer.step} of them done" if trainer.step else ""
     tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{done}")
@@ -169,6 +183,15 @@ def fit(
     pictures = draw(system, test, fabric.device, run, seed=config.seed)
     _print_summary(run, summary, pictures)
     return run
+
+
+def _open(runs_dir: Path, config: Config, resume: Path | None) -> tuple[Run, bool]:
+    """A new run; or one that began before, and so goes on: the one to resume, or that of a job which was restarted."""
+    if resume is not None:
+        return Run.open(resume), True
+    if (begun := Run.restarted(runs_dir)) is not None:
+        return begun, True
+    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config))), False
 
 
 def anchored(config: Config) -> Config:

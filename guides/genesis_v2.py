@@ -53,6 +53,5 @@ class GenesisV2Guide(Program):
         log_masks = self.colouring(embedding, seed_scores)
         masks = log_masks.exp().flatten(-3)  # (*batch, K, N)
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-        pooled = weights @ features.flatten(-2).transpose(-1, -2)
-        loc, raw_scale = self.readout(pooled).chunk(2, dim=-1)
+        loc, raw_scale = self.readout(self.encoder.pool(features, weights)).chunk(2, dim=-1)
         return OrderlessPosterior(loc.float(), positive(raw_scale + 0.5, floor=1e-8), log_masks)

@@ -76,6 +76,16 @@ class Run:
             raise UserError(f"{folder} is not a run folder: it has no config.json; name one like runs/00000-...")
         return run
 
+    @classmethod
+    def restarted(cls, runs_dir: Path) -> "Run | None":
+        """The run that this job began before torchrun restarted its processes; None if it began none."""
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+            return None
+        for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True):
+            if (folder / "config.json").exists() and cls(folder).read_json("environment.json").get("job") == _job():
+                return cls(folder)
+        return None
+
     @property
     def figures(self) -> Path:
         folder = self.folder / "figures"
@@ -224,6 +234,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _job() -> str | None:
+    """Names the torchrun job that this process belongs to: its --rdzv-id, or the process that starts its ranks."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if job == "none" else job
+
+
 def _environment() -> dict:
     root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
     try:
@@ -233,6 +249,7 @@ def _environment() -> dict:
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
     return {
         "commit": commit or None,
+        "job": _job(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},

@@ -9,13 +9,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
-from pyro_lom.objective import Objective
+from pyro_lom.objective import Evaluation, Objective
 from pyro_lom.runs import Progress, Run, load_weights
 from pyro_lom.types import OrderlessPosterior
 
@@ -63,6 +65,40 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+def take_step(
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "B C H W"],
+    *,
+    orderless: OrderlessPosterior | None = None,
+    only: tuple[str, ...] | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+) -> Evaluation:
+    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers.
+
+    The batch is taken in `accumulate` equal parts, one after another, whose mean gradient is that of the whole.
+    """
+    given = (
+        [None] * accumulate if orderless is None else zip(*(p.chunk(accumulate) for p in orderless[:2]), strict=True)
+    )
+    evaluations = []
+    optimizer.zero_grad()
+    for part, posterior in zip(images.chunk(accumulate), given, strict=True):
+        with fabric.no_backward_sync(module, enabled=len(evaluations) + 1 < accumulate):
+            posterior = posterior and OrderlessPosterior(*posterior)
+            evaluation = module(part, orderless=posterior, only=only)
+            fabric.backward(evaluation.loss / accumulate)
+        evaluations.append(tree_map(torch.detach, evaluation))
+    evaluation = tree_map(lambda *values: sum(values) / accumulate, *evaluations)
+    if clip_norm is not None:
+        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    module.update({name: fabric.all_reduce(error, reduce_op="mean") for name, error in evaluation.errors.items()})
+    return evaluation
+
+
 class Trainer:
     """Maximises an objective, phase after phase, and keeps `run` up to date.
 
@@ -71,6 +107,7 @@ class Trainer:
 
     Args:
         images: uint8 (N, H, W, C) array, the training split.
+        accumulate: parts that each process takes its share of a batch in, to save memory; they must be equal.
         preview: called with the step every `preview_every` steps, on rank 0; draws figures.
     """
 
@@ -84,13 +121,14 @@ class Trainer:
         *,
         seed: int,
         clip_norm: float | None = None,
+        accumulate: int = 1,
         log_every: int = 50,
         checkpoint_every: int = 1000,
         preview_every: int | None = None,
         preview: Callable[[int], None] | None = None,
     ):
         self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
-        self.seed, self.clip_norm = seed, clip_norm
+        self.seed, self.clip_norm, self.accumulate = seed, clip_norm, accumulate
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.preview_every, self.preview = preview_every, preview
         self.num_steps = sum(phase.steps for phase in phases)
@@ -157,19 +195,20 @@ class Trainer:
             self._seed(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate_at(self.step - start)
-            images = to_float(fabric.to_device(batches(self.step))).contiguous()
+            images = to_float(fabric.to_device(batches(self.step)))
             orderless = None
             if cache is not None:
                 rows = torch.from_numpy(batches.indices(self.step)).to(fabric.device)
                 orderless = OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = module(images, orderless=orderless, only=names)
-            optimizer.zero_grad()
-            fabric.backward(evaluation.loss)
-            if self.clip_norm is not None:
-                fabric.clip_gradients(module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            self.objective.update(
-                {name: fabric.all_reduce(e, reduce_op="mean") for name, e in evaluation.errors.items()}
+            evaluation = take_step(
+                fabric,
+                module,
+                optimizer,
+                images,
+                orderless=orderless,
+                only=names,
+                clip_norm=self.clip_norm,
+                accumulate=self.accumulate,
             )
             self.step += 1
             self._note_non_finite(evaluation.terms)

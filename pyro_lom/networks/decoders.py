@@ -6,9 +6,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.networks.initialisation import small_xavier_
+from pyro_lom.networks.norm_relu_projection import norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 PLACE_SCALE = 3.0  # a slot's first two numbers start as this many times row and column, each from -1 to 1
+
+CPU_CHUNK = 14  # slots that a CPU decodes at once, to keep the memory of a step small
+
+
+class Deconvolution(nn.ConvTranspose2d):
+    """A transposed 5x5 convolution that doubles the size.
+
+    The bias is added apart: within the convolution its gradient costs the CPU as much as that of the weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 5, stride=2, padding=2, output_padding=1)
+
+    def forward(self, features: Float[Tensor, "N c h w"]) -> Float[Tensor, "N out H W"]:
+        doubled = F.conv_transpose2d(features, self.weight, None, self.stride, self.padding, self.output_padding)
+        return doubled.add_(self.bias[:, None, None])
 
 
 class DeconvolutionDecoder(nn.Module):
@@ -20,7 +37,7 @@ class DeconvolutionDecoder(nn.Module):
         layers = []
         for in_channels in (slot_dim + 2, width, width, width):
             layers += [
-                nn.ConvTranspose2d(in_channels, width, 5, stride=2, padding=2, output_padding=1),
+                Deconvolution(in_channels, width),
                 nn.GroupNorm(8, width),
                 nn.ReLU(inplace=True),
             ]
@@ -28,9 +45,18 @@ class DeconvolutionDecoder(nn.Module):
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
         flat = slots.reshape(-1, slots.shape[-1])
-        broadcast = flat[..., None, None].expand(-1, -1, *self.grid.shape[-2:])
-        grid = self.grid.expand(len(flat), -1, -1, -1)
-        return self.layers(torch.cat([broadcast, grid], dim=1)).unflatten(0, slots.shape[:-1])
+        at_once = CPU_CHUNK if flat.device.type == "cpu" else len(flat)
+        decoded = torch.cat([self._decode(some) for some in flat.split(at_once)])
+        return decoded.contiguous().unflatten(0, slots.shape[:-1])  # colours and masks are read channel by channel
+
+    def _decode(self, slots: Float[Tensor, "N Dz"]) -> Float[Tensor, "N out H W"]:
+        broadcast = slots[..., None, None].expand(-1, -1, *self.grid.shape[-2:])
+        grid = self.grid.expand(len(slots), -1, -1, -1)
+        *layers, norm, _, projection = self.layers
+        features = torch.cat([broadcast, grid], dim=1).contiguous(memory_format=torch.channels_last)
+        for layer in layers:
+            features = layer(features)
+        return norm_relu_projection(features, norm, projection)
 
 
 class SeparableDecoder(nn.Module):

@@ -19,6 +19,11 @@ class PixelFeatures(NamedTuple):
     features: Float[Tensor, "B F H W"]  # what masks pool
 
 
+def pool(features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K F"]:
+    """Sums of the features of all N = H W pixels, under K sets of weights."""
+    return weights @ features.flatten(-2).transpose(-1, -2)
+
+
 class PixelEncoder(nn.Module):
     """The published encoder: a UNet, a semi-convolution for the embedding, a convolution for the features.
 
@@ -38,7 +43,14 @@ class PixelEncoder(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> PixelFeatures:
         encoded = self.unet(images)
         coordinates = F.pad(self.grid, (0, 0, 0, 0, EMBEDDING_DIM - 2, 0))
-        return PixelFeatures(self.gate * self.segment(encoded) + coordinates, self.features(encoded))
+        return PixelFeatures(self.gate * self.segment(encoded) + coordinates, self.features[0](encoded))
+
+    def pool(
+        self, features: Float[Tensor, "B half_F H W"], weights: Float[Tensor, "*batch K N"]
+    ) -> Float[Tensor, "*batch K F"]:
+        """Weighted sums of `self.features`: its last convolution, of 1x1, is taken after the sum, K times a scene."""
+        last = self.features[1]
+        return F.linear(pool(features, weights), last.weight.flatten(1)) + weights.sum(-1, keepdim=True) * last.bias
 
 
 class SlotReadout(nn.Sequential):
@@ -89,6 +101,8 @@ class CompactPixelEncoder(nn.Module):
         learned_features = F.interpolate(self.features(encoded), scale_factor=2.0)
         features = [learned_features, images, grid, grid.square(), products]
         return PixelFeatures(embedding, torch.cat(features, dim=1))
+
+    pool = staticmethod(pool)
 
 
 class MomentsReadout(nn.Module):

@@ -20,6 +20,19 @@ class ConvBlock(nn.Sequential):
         )
 
 
+def convolve_upsampled(
+    below: Float[Tensor, "B c h w"], skip: Float[Tensor, "B d H W"], weight: Float[Tensor, "out c_plus_d 3 3"]
+) -> Float[Tensor, "B out H W"]:
+    """A 3x3 convolution of [below at twice its size, skip], without making either.
+
+    Repeating pixels and then convolving is one transposed 4x4 convolution of stride 2, of 16 products in place of 36;
+    its kernel is the flipped 3x3 kernel, summed over windows of 2x2.
+    """
+    of_below, of_skip = weight.split([below.shape[1], skip.shape[1]], dim=1)
+    kernel = F.avg_pool2d(of_below.transpose(0, 1).flip(-2, -1), 2, stride=1, padding=1, divisor_override=1)
+    return F.conv_transpose2d(below, kernel, stride=2, padding=1).add_(F.conv2d(skip, of_skip, padding=1))
+
+
 class UNet(nn.Module):
     """Features at full resolution, with skips and a fully connected bottleneck that sees the whole image.
 
@@ -51,12 +64,14 @@ class UNet(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width h w"]:
-        features, skips = self.stem(images), []
+        features, skips = self.stem(images.contiguous(memory_format=torch.channels_last)), []
         for level, block in enumerate(self.down):
             features = block(features if level == 0 else F.interpolate(features, scale_factor=0.5))
             skips.append(features)
-        features = self.mlp(features.flatten(1)).view_as(features)
-        for level, block in enumerate(self.up):
-            features = features if level == 0 else F.interpolate(features, scale_factor=2.0)
-            features = block(torch.cat([features, skips.pop()], dim=1))
+        deepest = self.mlp(features.flatten(1)).view(features.shape).contiguous(memory_format=torch.channels_last)
+        features = self.up[0](torch.cat([deepest, skips.pop()], dim=1))
+        for convolution, *norm_and_relu in self.up[1:]:
+            features = convolve_upsampled(features, skips.pop(), convolution.weight)
+            for layer in norm_and_relu:
+                features = layer(features)
         return features

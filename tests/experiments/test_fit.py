@@ -1,5 +1,6 @@
 """`fit.py` from end to end: what it writes, how it goes on, and what it refuses in one line."""
 
+import contextlib
 import errno
 import json
 import math
@@ -299,8 +300,14 @@ def test_a_prior_without_temperature_fails_at_once(tiny, tmp_path, monkeypatch):
         (["--preset", "genesis-v2-towers"], "Unrecognized options: --preset, genesis-v2-towers "),
         (["--seed", "x"], "Error parsing --seed: invalid literal for int() with base 10: 'x' "),
         (["--seed", "-1"], "--seed is -1: it must be from 0 to 4294967295"),
-        (["--devices", "0"], "--devices is 0: name 1 device or more"),
-        (["--devices", "-1"], "--devices is -1: name 1 device or more"),
+        (["--devices", "0"], "--devices is 0: it must be 1 or more"),
+        (["--devices", "-1"], "--devices is -1: it must be 1 or more"),
+        (["--accumulate", "0"], "--accumulate is 0: it must be 1 or more"),
+        (
+            ["--global-batch-size", "5", "--devices", "2"],
+            "--global-batch-size is 5: it must be a multiple of 2, the devices ",
+        ),
+        (["--accumulate", "3"], "--accumulate is 3: it must divide the batch of 4 scenes of each device"),
         (["--model.system", "lom"], "invalid choice 'lom' for argument '--model.system'. Expected one of "),
         (["--model.num-slots", "1"], "--model.num-slots is 1: it must be from 2 to 64"),
         (["--model.num-slots", "0"], "--model.num-slots is 0: "),
@@ -328,7 +335,10 @@ def test_a_prior_without_temperature_fails_at_once(tiny, tmp_path, monkeypatch):
             "images in {data} are 32x32, but --data.image-size is 64: pass --data.image-size 32",
         ),
         (["--data.path", "none.h5"], "no such file or folder: none.h5"),
-        (["--resume", "nowhere"], "--resume nowhere has its own configuration: give no other option but --devices"),
+        (
+            ["--resume", "nowhere"],
+            "--resume nowhere has its own configuration: beside it only --devices, ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -444,7 +454,10 @@ def test_resume_takes_no_other_option(option, refused, run_folder):
         [["--resume", run_folder], option] if option[0].startswith("-") else [option, ["--resume", run_folder]]
     )
     line = refused(*first[0], *second)
-    assert line == f"--resume {run_folder} has its own configuration: give no other option but --devices"
+    assert line == (
+        f"--resume {run_folder} has its own configuration: beside it only --devices, --global-batch-size, --accumulate "
+        "and --compile may be given"
+    )
 
 
 def edited(run_folder, *place, value):
@@ -658,3 +671,71 @@ def test_two_processes_stop_together(tiny, tmp_path):
     assert err.count("stopped by SIGTERM after step ") == 1
     assert "Traceback" not in err
     assert Run(tmp_path / "runs" / RUN).checkpoints()
+
+
+def torchrun(*arguments, cwd, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), str(ROOT / "experiments" / "fit.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def ranks_of(process):
+    """Process ids of the ranks, the first one first, that the launcher `process` started, or was itself."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+            if parent == process.pid and b"fit.py" in command:
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+ENDLESS = ["--train.steps", "100000", "--train.preview-every", "0", "--train.checkpoint-every", "5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["fit.py", "torchrun"])
+def test_a_rank_that_dies_ends_the_job(launcher, tiny, tmp_path):
+    arguments = [*tiny, *ENDLESS, "--train.orderless-first", "0"]
+    if launcher == "torchrun":
+        process = torchrun(*arguments, cwd=tmp_path)
+    else:
+        process = start(*arguments, "--devices", "2", cwd=tmp_path)
+    wait_for(process, " steps")
+    time.sleep(3)
+    os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_restarted_job_goes_on_with_its_run(tiny, tmp_path):
+    steps = ["--train.steps", "60", "--train.preview-every", "0", "--train.checkpoint-every", "5"]
+    process = torchrun(*tiny, *steps, "--train.orderless-first", "0", cwd=tmp_path, restarts=2)
+    wait_for(process, " steps")
+    folder, deadline = tmp_path / "runs" / RUN, time.monotonic() + 120
+    while len(Run(folder).checkpoints()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [RUN]
+    assert re.search(r"60 steps, \d+ of them done", (folder / "log.txt").read_text())
+    steps = [row["step"] for row in Run(folder).metrics()]
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+
+
+@pytest.mark.slow
+def test_the_batch_of_a_step_stays_whatever_the_devices(tiny, tmp_path):
+    for number, options in enumerate((["--devices", "1"], ["--devices", "2"], ["--devices", "1", "--accumulate", "2"])):
+        process = start(*tiny, *options, "--global-batch-size", "8", "--train.ordered-rendered", "None", cwd=tmp_path)
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        [folder] = (tmp_path / "runs").glob(f"{number:05d}-*")
+        assert Run(folder).load_checkpoint()[0].images_seen == 6 * 8

@@ -4,21 +4,26 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from fixed_noise import FixedNoise
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_objective
+from tiny import tiny_config, tiny_images, tiny_objective
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.systems import build_objective, build_phases, build_system
 from pyro_lom import trainer as trainer_module
 from pyro_lom.data.towers import make_towers
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
-from pyro_lom.trainer import Interrupted, NonFiniteLoss, Phase, Trainer, progress_line
+from pyro_lom.trainer import Interrupted, NonFiniteLoss, Phase, Trainer, progress_line, take_step
 
 NUM_STEPS = 10
 IMAGES = make_towers(12, seed=1).images
@@ -335,3 +340,87 @@ def test_progress_shows_what_one_watches():
     metrics = {"images_per_second": 123.4, "ordered/x": -5.0, "ordered/s": 12.3, "ordered/z": 45.6}
     metrics |= {"ordered/rmse": 0.0512, "ordered/rmse_target": 0.035, "ordered/multiplier": 0.0213}
     assert progress_line(metrics, ("ordered",)) == "123 img/s | ordered rmse 0.051/0.035 KL s 12 z 46 beta 0.021"
+
+
+# One step, however it is computed.
+
+BATCH = tiny_images(8)
+
+
+def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v2"):
+    """What two steps on `images` make of the weights and the multipliers, with noise that belongs to their rows."""
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    objective = tiny_objective(system)
+    module, optimizer = fabric.setup(objective, torch.optim.SGD(objective.parameters(), lr=1e-4))
+    for _ in range(2):
+        with FixedNoise(len(BATCH), first):
+            take_step(fabric, module, optimizer, images, clip_norm=100.0, accumulate=accumulate)
+    return {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
+
+
+def assert_same_step(found, expected):
+    start = tiny_objective().state_dict()
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert sum(not torch.equal(expected[name], start[name]) for name in expected) > len(expected) / 2
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_parts_of_a_batch_give_the_step_of_the_whole(accumulate):
+    assert_same_step(step_of(BATCH, accumulate=accumulate), step_of(BATCH))
+
+
+def test_parts_of_another_batch_do_not():
+    with pytest.raises(AssertionError):
+        assert_same_step(step_of(BATCH.flip(-1), accumulate=2), step_of(BATCH))
+
+
+RANK = """
+import sys
+import pyro
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+sys.path[:0] = sys.argv[1:3]
+pyro.enable_validation(False)
+from test_trainer import BATCH, step_of
+fabric = Fabric(accelerator="cpu", devices=2)
+fabric.launch()
+first = fabric.global_rank * 4
+weights = step_of(BATCH[first : first + 4], fabric=fabric, first=first, accumulate=int(sys.argv[3]))
+save_file({name: tensor.contiguous() for name, tensor in weights.items()}, f"rank{fabric.global_rank}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path, accumulate):
+    (tmp_path / "rank.py").write_text(RANK)
+    here = Path(__file__).parent
+    command = [sys.executable, "rank.py", str(here.parent), str(here), str(accumulate)]
+    environment = os.environ | {"PYTHONPATH": str(here.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    ranks = [load_file(tmp_path / f"rank{rank}") for rank in range(2)]
+    assert_same(*ranks)  # one multiplier for all
+    assert_same_step(ranks[0], step_of(BATCH))
+
+
+def test_no_value_is_read_back_from_the_device_within_a_step():
+    """What would make a GPU wait for the CPU: `.item()`, a branch on a tensor."""
+
+    class Counter(TorchDispatchMode):
+        reads = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.reads += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+            return function(*args, **(kwargs or {}))
+
+    pyro.enable_validation(False)
+    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
+    module, optimizer = fabric.setup(objective, torch.optim.Adam(objective.parameters(), fused=True))
+    take_step(fabric, module, optimizer, BATCH)  # makes Adam's state
+    with Counter() as counter:
+        take_step(fabric, module, optimizer, BATCH)
+    assert counter.reads == 0

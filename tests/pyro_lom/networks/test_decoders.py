@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from pyro_lom.networks.decoders import DECODERS, PLACE_SCALE, SeparableDecoder
+from pyro_lom.networks.decoders import DECODERS, PLACE_SCALE, DeconvolutionDecoder, SeparableDecoder
 
 every_decoder = pytest.mark.parametrize("decoder_class", DECODERS.values(), ids=DECODERS)
 
@@ -53,3 +54,25 @@ def test_the_separable_decoder_starts_by_moving_with_a_slots_place(axis):
     moved[:, axis] += PLACE_SCALE * 3 * 2 / 31  # three pixels of a grid from -1 to 1
     first, second = (decoder(s) - decoder.bias(s)[..., None, None] for s in (slots, moved))
     torch.testing.assert_close(second.narrow(-2 + axis, 3, 29), first.narrow(-2 + axis, 0, 29), rtol=1e-3, atol=1e-3)
+
+
+def test_deconvolutions_are_torchs_own():
+    decoder, slots = DeconvolutionDecoder(6, 32, out_channels=4, width=8).double(), torch.randn(30, 6).double()
+    stock = nn.Sequential(*decoder.layers)
+    for index, layer in enumerate(stock):
+        if isinstance(layer, nn.ConvTranspose2d):
+            stock[index] = nn.ConvTranspose2d(
+                layer.in_channels, layer.out_channels, 5, stride=2, padding=2, output_padding=1
+            ).double()
+            stock[index].load_state_dict(layer.state_dict())
+    broadcast = slots[..., None, None].expand(-1, -1, 2, 2)
+    grid = decoder.grid.double().expand(30, -1, -1, -1)
+    expected, found = stock(torch.cat([broadcast, grid], dim=1)), decoder(slots)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((out * weight).sum(), list(module.parameters()))
+        for out, module in ((found, decoder), (expected, stock))
+    ]
+    for here, there in zip(*gradients, strict=True):
+        torch.testing.assert_close(here, there)

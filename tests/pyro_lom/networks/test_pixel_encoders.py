@@ -45,7 +45,7 @@ def make_pair(kind):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_readout_gives_two_numbers_per_dimension_in_any_batch(kind, batch):
     encoder, readout = make_pair(kind)
-    num_features = encoder(torch.rand(1, *SHAPE)).features.shape[1]
+    num_features = encoder.pool(encoder(torch.rand(1, *SHAPE)).features, torch.rand(1, 4, 32 * 32)).shape[-1]
     assert readout(torch.rand(*batch, 4, num_features)).shape == (*batch, 4, 2 * SLOT_DIM)
 
 
@@ -89,3 +89,11 @@ def test_slots_of_the_moments_readout_start_as_place_and_colour():
     place = pixel_grid(32, 32)[:, 4:20, 10:16].mean((1, 2))
     torch.testing.assert_close(slot[:5], torch.cat([3 * place, image[0, :, 0, 0] - 0.5]))
     assert not slot[5:].any()
+
+
+def test_pooling_comes_before_the_last_convolution_without_changing_its_results():
+    encoder, weights = PixelEncoder((3, 32, 32), width=8), torch.rand(2, 5, 32 * 32)
+    images = torch.rand(2, 3, 32, 32)
+    found = encoder.pool(encoder(images).features, weights)
+    every_pixel = encoder.features(encoder.unet(images)).flatten(-2)  # as published
+    torch.testing.assert_close(found, weights @ every_pixel.transpose(-1, -2), rtol=1e-4, atol=1e-3)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pyro_lom.networks.unet import ConvBlock, UNet
+from pyro_lom.networks.unet import ConvBlock, UNet, convolve_upsampled
 
 WIDTH = 8
 
@@ -51,3 +52,14 @@ def test_a_block_pads_to_keep_the_grid(kernel_size, stride):
     outputs = block(torch.rand(2, 3, 16, 16))
     assert outputs.shape == (2, WIDTH, 16 // stride, 16 // stride)
     assert (outputs >= 0).all()
+
+
+def test_an_upsampled_image_is_convolved_without_being_made():
+    below, skip, weight = torch.randn(2, 3, 5, 6).double(), torch.randn(2, 4, 10, 12).double(), torch.randn(7, 7, 3, 3)
+    inputs = [tensor.double().requires_grad_() for tensor in (below, skip, weight)]
+    whole = torch.cat([F.interpolate(inputs[0], scale_factor=2.0), inputs[1]], dim=1)
+    expected, found = F.conv2d(whole, inputs[2], padding=1), convolve_upsampled(*inputs)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(expected)
+    for here, there in zip(*(torch.autograd.grad(out, inputs, gradient) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(here, there)

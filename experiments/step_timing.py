@@ -1,0 +1,187 @@
+"""One row of the benchmark: a training step as the trainer takes it, timed from outside and part by part."""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from experiments.config import Config
+from experiments.pyro_share import seconds_of_pyro
+from experiments.step_parts import Parts, seconds
+from experiments.systems import Pair, System, build_objective, build_phases, build_system
+from pyro_lom.compilation import compile_networks
+from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
+from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.trainer import take_step
+from pyro_lom.types import OrderlessPosterior
+
+# GFLOP of a training step at 64x64, K = 7, batch 8, of products that its equations ask for: forward, and twice as many
+# backward. Fixed, so that doing fewer counts as faster and doing needless ones does not.
+REFERENCE_GFLOP = {"genesis-v2": 88, "lom-genesis-v2": 135, "emorl": 943}
+_NUM_IMAGES = 1024
+_WARM_UP = 3
+_TIMED_PARTS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: one phase of a configuration's training."""
+
+    config: Config
+    data: str
+    resolution: int
+    device: str
+    compiled: bool
+    accumulate: int
+    steps: int
+    phase: int = 0
+
+
+@pyro.validation_enabled(False)
+def measure(settings: Settings) -> dict[str, Any]:
+    """A row of the benchmark, in seconds, MB and images per second."""
+    config, shape = settings.config, (3, settings.resolution, settings.resolution)
+    torch.manual_seed(0)
+    fabric = Fabric(accelerator=settings.device, devices=1, precision=config.train.precision)
+    system = build_system(config, shape)
+    objective = build_objective(config, system, shape)
+    fabric.to_device(objective)
+    phase = build_phases(config, system)[settings.phase]
+    pairs = tuple(objective.pairs) if phase.pairs is None else phase.pairs
+    for name, pair in objective.pairs.items():
+        pair.requires_grad_(name in pairs)
+    if settings.compiled:
+        compile_networks(objective, partial(print, file=sys.stderr))
+    adam = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    module, optimizer = fabric.setup(objective, adam)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.h5"
+        write_scenes(path, _random_scenes(shape), source="the benchmark", seed=0)
+        batches = Minibatches(read_scenes(path).images, phase.batch_size, seed=0)
+        first = to_float(fabric.to_device(batches(0)))
+        given = None if "orderless" in pairs else _inferred(system.orderless.guide, first)
+
+        def step(number: int) -> None:
+            images = to_float(fabric.to_device(batches(number)))
+            take_step(
+                fabric,
+                module,
+                optimizer,
+                images,
+                orderless=given,
+                only=pairs,
+                clip_norm=config.train.clip_norm,
+                accumulate=settings.accumulate,
+            )
+
+        for number in range(_WARM_UP):
+            step(number)
+        peaks = [_matrix_product_gflops(fabric.device)]
+        times = [seconds(lambda number=number: step(number), fabric.device) for number in range(settings.steps)]
+        peaks.append(_matrix_product_gflops(fabric.device))
+        memory = _peak_memory_mb(fabric.device)
+        loading = [seconds(lambda number=number: batches(number), fabric.device) for number in range(100)]
+        parts = Parts(fabric.device)
+        with parts.watched(objective, adam):
+            for number in range(_TIMED_PARTS):
+                with parts.within("data"):
+                    batches(number)
+                with parts.within("ELBO"):
+                    step(number)
+
+    median = statistics.median(times)
+    sampling = _median(partial(_sample, system.final, phase.batch_size), fabric.device)
+    evaluation = _median(partial(_reconstruct, system, first), fabric.device)
+    reference = REFERENCE_GFLOP.get(config.model.system)
+    comparable = (
+        reference and settings.resolution == 64 and config.model.num_slots == 7 and len(pairs) == len(objective.pairs)
+    )
+    reference = reference * phase.batch_size / 8 if comparable else None
+    pyro_seconds = seconds_of_pyro(objective, first, orderless=given, only=pairs)
+    return {
+        "system": config.model.system,
+        "data": settings.data,
+        "pairs": "all" if len(pairs) == len(objective.pairs) else "+".join(pairs),
+        "resolution": settings.resolution,
+        "slots": config.model.num_slots,
+        "batch": phase.batch_size,
+        "precision": config.train.precision,
+        "device": settings.device,
+        "compiled": settings.compiled,
+        "accumulate": settings.accumulate,
+        "threads": torch.get_num_threads(),
+        "median_s": median,
+        "min_s": min(times),
+        "spread_s": float(np.subtract(*np.percentile(times, (90, 10)))),
+        "images_per_second": phase.batch_size / median,
+        "peak_memory_mb": memory,
+        "peak_gflops": max(peaks),
+        "reference_gflop": reference,
+        "share_of_peak": reference / (median * max(peaks)) if reference else None,
+        "pyro_share": pyro_seconds / median,
+        "parts": {part: total / _TIMED_PARTS for part, total in parts.seconds.items()},
+        "loading_images_per_second": phase.batch_size / statistics.median(loading),
+        "sampling_images_per_second": phase.batch_size / sampling,
+        "evaluation_images_per_second": phase.batch_size / evaluation,
+    }
+
+
+@torch.no_grad()
+def _sample(pair: Pair, num_scenes: int) -> None:
+    pair.model(num_scenes=num_scenes)
+
+
+@torch.no_grad()
+def _reconstruct(system: System, images: Tensor) -> None:
+    orderless = system.orderless.guide.infer(images)
+    with poutine.trace() as tracer:
+        system.final.guide(images, orderless=orderless)
+    with poutine.replay(trace=tracer.trace):
+        system.final.model(num_scenes=len(images))
+
+
+@torch.no_grad()
+def _inferred(guide: nn.Module, images: Tensor) -> OrderlessPosterior:
+    found = guide.infer(images)
+    return OrderlessPosterior(found.loc, found.scale)
+
+
+def _random_scenes(shape: tuple[int, int, int]) -> Scenes:
+    images = np.random.default_rng(0).integers(256, size=(_NUM_IMAGES, *shape[1:], shape[0]), dtype=np.uint8)
+    splits = {"train": range(_NUM_IMAGES)}
+    return Scenes(images, None, {}, num_background=0, splits=splits, name="random", version=1)
+
+
+def _matrix_product_gflops(device: torch.device, size: int = 2048, products: int = 20) -> float:
+    """The fastest of some float32 products of square matrices."""
+    left, right = torch.rand(2, size, size, device=device)
+    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(products)) / 1e9
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Of the process, interpreter and libraries included; on a GPU, of what torch took there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage, it does not count the process that this one was started from
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _median(work: Callable[[], Any], device: torch.device, times: int = 3) -> float:
+    work()
+    return statistics.median(seconds(work, device) for _ in range(times))
