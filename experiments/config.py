@@ -54,8 +54,11 @@ class ScenePrior:
 
 @dataclass(frozen=True)
 class Model:
-    system: Literal["lom-genesis-v2", "genesis-v2", "lom-emorl", "emorl"] = "lom-genesis-v2"
-    """A LOM with its orderless model, or an orderless model alone."""
+    system: Literal[
+        "lom-genesis-v2", "genesis-v2", "lom-emorl", "emorl", "autoregressive-emorl", "scene-autoregressive-emorl"
+    ] = "lom-genesis-v2"
+    """A LOM with its orderless model; an orderless model alone; or one with an autoregressive slot prior, without or
+    with a scene latent (A.5, Models 7 and 8)."""
     num_slots: Slots = 7
     """K: objects and pieces of background that a scene can hold (A.4.1)."""
     slot_dim: Count = 64
@@ -86,6 +89,10 @@ class Model:
     """Self-attention blocks of the scene encoder g (A.1)."""
     num_order_blocks: Natural = 2
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
+    order_aware_scales: bool = True
+    """Ordered slots have scales of their own, from f', or else those of the orderless posterior (3.2; A.5, Model 5)."""
+    shared_order_nets: bool = False
+    """f' has the weights of f (A.5, Model 6)."""
     transformer_width: Count = 64
     """Features of a token in g, f and f'; the slot dimension in the paper (A.1)."""
     transformer_mlp_ratio: Count = 1
@@ -203,7 +210,13 @@ def check(config: Config) -> None:
         UserError: names the option, its value and what it must be.
     """
     check_bounds(config)
-    geco = config.train.geco
+    model, geco = config.model, config.train.geco
+    if model.shared_order_nets and model.slot_prior != "ordered":
+        raise UserError(
+            f"--model.shared-order-nets shares f, and --model.slot-prior {model.slot_prior} has none: drop one"
+        )
+    if model.shared_order_nets and not model.order_aware_scales:
+        raise UserError("--model.shared-order-nets shares f', and --model.no-order-aware-scales has none: drop one")
     if not geco.minimum <= geco.initial <= geco.maximum:
         raise UserError(
             f"--train.geco.initial is {geco.initial}: it must lie between --train.geco.minimum, which is "

@@ -192,10 +192,10 @@ def _open(runs_dir: Path, config: Config, resume: Path | None) -> tuple[Run, boo
         return Run.open(resume), True
     if (begun := Run.restarted(runs_dir)) is not None:
         return begun, True
-    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(_anchored(config))), False
+    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config))), False
 
 
-def _anchored(config: Config) -> Config:
+def anchored(config: Config) -> Config:
     """With an absolute path to the user's data, so that the run can be resumed from any folder."""
     if config.data.path in EMBEDDED:
         return config

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     check_bounds(options)
     pyro.enable_validation(False)
     held_out = HeldOut(options.run)
-    if held_out.system.ordered is None:
+    if held_out.system.lom is None:
         raise UserError(f"{options.run} has no scene latent to interpolate: name a run of a LOM")
     torch.manual_seed(SEED)
     paths = _between_samples(held_out, options) if options.between is None else _between_images(held_out, options)
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
-    pair, folder = held_out.system.ordered, held_out.run.figures
+    pair, folder = held_out.system.lom, held_out.run.figures
     start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
     figures.save_grid(folder / "interpolation.png", interpolation_rows(pair, start, end, options.steps), INTERPOLATION)
     figures.save_gif(folder / "interpolation.gif", _there_and_back(pair, start, end, options.frames))
@@ -64,7 +64,7 @@ def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
 
 
 def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
-    pair, folder = held_out.system.ordered, held_out.run.figures
+    pair, folder = held_out.system.lom, held_out.run.figures
     images = _images(options.between, held_out)
     start, end = posterior_scenes(pair, images).split(1)
     ends = torch.ones(options.steps, *images.shape[1:])

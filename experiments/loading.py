@@ -15,12 +15,15 @@ from pyro_lom.runs import Run, load_weights
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
 """Files of the embedded data set, and the size of their images: made when they are missing."""
 
+_OBJECTS = "github.com/google-deepmind/multi_object_datasets"
 _PUBLISHED = {
-    "data/objects-room.h5": ("github.com/google-deepmind/multi_object_datasets", "objects_room_train.tfrecords"),
-    "data/clevr6.h5": ("github.com/google-deepmind/multi_object_datasets", "clevr_with_masks_train.tfrecords"),
-    "data/shapestacks.h5": ("ogroth.github.io/shapestacks", "shapestacks"),
+    "data/objects-room.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", ""),
+    "data/objects-room-48.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", " --size 48"),
+    "data/clevr6.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", ""),
+    "data/shapestacks.h5": ("shapestacks", "ogroth.github.io/shapestacks", "shapestacks", ""),
 }
-"""Where the data sets of the presets are published, and what the file or folder is called there."""
+"""What `data.py` calls the data sets of the presets, where they are published, what the file or folder is called there,
+and options of `data.py`."""
 
 
 def read_data(data: Data) -> Scenes:
@@ -44,11 +47,11 @@ def read_data(data: Data) -> Scenes:
 
 
 def _how_to_get(path: str) -> str:
-    place, source = _PUBLISHED[path]
-    name = Path(path).stem
+    name, place, source, options = _PUBLISHED[path]
     return (
-        f"Render a stand-in: python experiments/data.py render {name} {path} | or import what {place} publishes: "
-        f"python experiments/data.py import {name} {source} {path} | or name your own with --data.path"
+        f"Render a stand-in: python experiments/data.py render {name} {path}{options} | or import what {place} "
+        f"publishes: python experiments/data.py import {name} {source} {path}{options} | "
+        f"or name your own with --data.path"
     )
 
 

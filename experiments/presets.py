@@ -179,6 +179,35 @@ def lom_emorl_towers() -> Config:
     )
 
 
+def ablation_0() -> Config:
+    """Model 0 of A.5: LOM-EMORL on Objects Room at 48x48, with two self-attention blocks in g, f and f'.
+
+    Every other hyperparameter is that of the 64x64 images, as A.5 names none.
+    """
+    base = lom_emorl_objects_room()
+    return replace(
+        base,
+        preset="ablation-0",
+        data=Data(path="data/objects-room-48.h5", image_size=48),
+        model=replace(base.model, num_encoder_blocks=2, num_order_blocks=2),
+    )
+
+
+def ablation_0_towers() -> Config:
+    """Model 0 in small: lom-emorl-towers with two blocks in g, for five minutes on one thread.
+
+    With one seed, the orderless model and its training are the same in Models 0 to 8: it is trained first, and what is
+    compared is what is built on it.
+    """
+    base = lom_emorl_towers()
+    return replace(
+        base,
+        preset="ablation-0-towers",
+        model=replace(base.model, num_encoder_blocks=2),
+        train=replace(base.train, steps=4000, orderless_first=0.35),
+    )
+
+
 def lom_genesis_v2_towers_64() -> Config:
     """The demo at 64x64, for a GPU: as many steps, on four times as many pixels."""
     return replace(
@@ -206,6 +235,31 @@ def lom_genesis_v2_towers_bag_of_words() -> Config:
 def _demo_with(variant: str, **model: Any) -> Config:
     demo = lom_genesis_v2_towers()
     return replace(demo, preset=f"{demo.preset}-{variant}", model=replace(demo.model, **model))
+
+
+def _ablated(model_0: Callable[[], Config], number: int) -> Callable[[], Config]:
+    """The preset of one of A.5's Models 1 to 8, by what it changes in Model 0; Model 8 extends Model 7."""
+    what, changes = _ABLATIONS[number]
+
+    def preset() -> Config:
+        base = model_0()
+        name = base.preset.replace("ablation-0", f"ablation-{number}")
+        return replace(base, preset=name, model=replace(base.model, **changes))
+
+    preset.__doc__ = f"Model {number} of A.5: {model_0().preset}, but {what}."
+    return preset
+
+
+_ABLATIONS: dict[int, tuple[str, dict[str, Any]]] = {
+    1: ("one self-attention block in g", dict(num_encoder_blocks=1)),
+    2: ("three in g", dict(num_encoder_blocks=3)),
+    3: ("one in f and f'", dict(num_order_blocks=1)),
+    4: ("three in f and f'", dict(num_order_blocks=3)),
+    5: ("ordered slots keep the orderless posterior's scales", dict(order_aware_scales=False)),
+    6: ("f and f' share their weights", dict(shared_order_nets=True)),
+    7: ("an autoregressive slot prior and no scene latent", dict(system="autoregressive-emorl")),
+    8: ("an autoregressive slot prior that starts from the scene", dict(system="scene-autoregressive-emorl")),
+}
 
 
 def _alone(lom: Callable[[], Config]) -> Callable[[], Config]:
@@ -248,7 +302,11 @@ PRESETS: dict[str, Callable[[], Config]] = {
         *_LOMS,
         *(_alone(lom) for lom in _LOMS),
         *_VARIANTS,
-        *(_without_sum_pooling(lom) for lom in _PAPERS_EMORL),
+        *(_without_sum_pooling(lom) for lom in (*_PAPERS_EMORL, ablation_0, ablation_0_towers)),
+        ablation_0,
+        *(_ablated(ablation_0, number) for number in _ABLATIONS),
+        ablation_0_towers,
+        *(_ablated(ablation_0_towers, number) for number in _ABLATIONS),
     ]
 } | {"demo": lom_genesis_v2_towers, "demo-64": lom_genesis_v2_towers_64}
 

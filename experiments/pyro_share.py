@@ -9,6 +9,8 @@ from typing import Any
 from unittest import mock
 
 import pyro
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -66,6 +68,9 @@ class _Plain:
         self._size: int | None = None
 
     def sample(self, name: str, fn: Any, obs: Tensor | None = None, infer: Any = None) -> Tensor:
+        for handler in _PYRO_STACK:  # a step of training that conditions a site hides it as well (`guides/emorl.py`)
+            if isinstance(handler, ConditionMessenger) and name in handler.data:
+                return handler.data[name]
         value = self.values.get(name) if obs is None else obs
         if value is None:
             value = fn.rsample() if fn.has_rsample else fn.sample()

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     check_bounds(options)
     pyro.enable_validation(False)
     held_out = HeldOut(options.run)
-    if held_out.system.ordered is None:
+    if held_out.system.lom is None:
         raise UserError(f"{options.run} has no scene latent to search by: name a run of a LOM")
     _check(options, held_out)
     train = held_out.all_scenes.split("train")
@@ -83,7 +83,7 @@ def _check(options: Arguments, held_out: HeldOut) -> None:
     for query in options.queries:
         if not 0 <= query < len(held_out):
             raise UserError(f"--queries {query}: held-out scenes go from 0 to {len(held_out) - 1}")
-    num_slots = held_out.system.ordered.model.num_slots
+    num_slots = held_out.system.lom.model.num_slots
     if options.slot is not None and not 0 <= options.slot < num_slots:
         raise UserError(f"--slot {options.slot}: places go from 0 to {num_slots - 1}")
 
@@ -109,7 +109,7 @@ def _latents(
     held_out: HeldOut, images: Float[Tensor, "B C H W"]
 ) -> tuple[Float[np.ndarray, "B Ds"], Float[np.ndarray, "B K Dz"]]:
     """Posterior means of s and z."""
-    pair = held_out.system.ordered
+    pair = held_out.system.lom
     scenes, slots = held_out.reader.latents(pair, images, held_out.reader.infer(images))
     return scenes.cpu().numpy(), slots.cpu().numpy()
 
@@ -117,7 +117,7 @@ def _latents(
 def _segments(held_out: HeldOut, slots: Float[np.ndarray, "B K Dz"]) -> UInt8[np.ndarray, "B H W"]:
     """The slot with the largest mask at each pixel, when slots are rendered."""
     with torch.no_grad():
-        return segment(held_out.system.ordered.model.render(torch.from_numpy(slots).to(held_out.device)).log_masks)
+        return segment(held_out.system.lom.model.render(torch.from_numpy(slots).to(held_out.device)).log_masks)
 
 
 def _largest_object(segments: UInt8[np.ndarray, "H W"]) -> int:

@@ -45,7 +45,7 @@ def _samples(pair: Pair, num_scenes: int, tau: float) -> Iterator[Rendering]:
     for first in progress(range(0, num_scenes, _BATCH), "sampling"):
         with poutine.trace() as tracer, temperature(tau):
             pair.model(num_scenes=min(_BATCH, num_scenes - first))
-        yield pair.model.render(drawn_slots(tracer.trace)["value"])
+        yield pair.model.render(drawn_slots(pair, tracer.trace))
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
     for batch in scenes.split(_BATCH):
         with poutine.trace() as tracer, poutine.condition(data={"s": batch.unsqueeze(-2)}):
             pair.model(num_scenes=len(batch))
-        parts.append(pair.model.render(drawn_slots(tracer.trace)["fn"].mean))
+        parts.append(pair.model.render(drawn_slots(pair, tracer.trace, mean=True)))
     return _join(parts)
 
 
@@ -99,7 +99,7 @@ class Reader:
         for batch, posterior in self._batches(images, orderless):
             with poutine.trace() as tracer:
                 pair.guide(batch, orderless=posterior)
-            yield pair.model.render(drawn_slots(tracer.trace)["value"])
+            yield pair.model.render(drawn_slots(pair, tracer.trace))
 
     @torch.no_grad()
     def latents(
@@ -111,7 +111,7 @@ class Reader:
             with poutine.trace() as tracer:
                 pair.guide(batch, orderless=posterior)
             scenes.append(tracer.trace.nodes["s"]["fn"].mean.squeeze(-2))
-            slots.append(drawn_slots(tracer.trace)["fn"].mean)
+            slots.append(drawn_slots(pair, tracer.trace, mean=True))
         return torch.cat(scenes), torch.cat(slots)
 
     @torch.no_grad()
@@ -143,13 +143,12 @@ class Reader:
             yield images[rows].to(self.device), orderless.map(lambda part, rows=rows: part[rows])
 
     def _by_level(self, batches: Iterable[Terms]) -> dict[str, Float[Tensor, "_"]]:
-        slot_sites = {name for pair in self.system if pair for name in _slot_sites(pair)}
         parts: dict[str, list] = {"log_likelihood": [], "kl_scene": [], "kl_slots": []}
         for terms in batches:
             zero = torch.zeros(len(next(iter(terms.kl.values()))), device=self.device)
             parts["log_likelihood"].append(sum(terms.log_likelihood.values()))  # of the rendered scenes, in training
-            parts["kl_scene"].append(sum((kl for site, kl in terms.kl.items() if site not in slot_sites), zero))
-            parts["kl_slots"].append(sum((kl for site, kl in terms.kl.items() if site in slot_sites), zero))
+            parts["kl_scene"].append(terms.kl.get("s", zero))
+            parts["kl_slots"].append(sum((kl for site, kl in terms.kl.items() if site != "s"), zero))
         return {name: torch.cat(values) for name, values in parts.items()}
 
 
@@ -202,8 +201,8 @@ def summarise(
     terms = ordered and reader.terms(ordered, images, orderless)
     summary["kl_scene"] = ordered and terms["kl_scene"].mean().item()
     summary["kl_slots"] = ordered and terms["kl_slots"].mean().item()
-    elsewhere = ordered and reader.terms_under_other_scene(images, orderless)
-    summary["kl_slots_other_scene"] = ordered and elsewhere["kl_slots"].mean().item()
+    elsewhere = system.lom and reader.terms_under_other_scene(images, orderless)
+    summary["kl_slots_other_scene"] = elsewhere and elsewhere["kl_slots"].mean().item()
 
     generated = {
         "samples": ordered and _kept(_samples(ordered, len(images), TEMPERATURE)).image,
@@ -284,42 +283,31 @@ def draw(system: System, scenes: Scenes, device: torch.device, run: Run, *, seed
         for tau in (TEMPERATURE, 1.0):
             for _ in range(2):
                 sample = sample_scenes(system.ordered, num, tau)
-                rows += [(f"LOM, tau = {tau:g}", sample.image), ("its masks", figures.colour_masks(sample.log_masks))]
+                rows += [
+                    (f"sample, tau = {tau:g}", sample.image),
+                    ("its masks", figures.colour_masks(sample.log_masks)),
+                ]
     baseline = sample_scenes(system.orderless, num, TEMPERATURE)
     rows += [
         (f"independent slots, tau = {TEMPERATURE:g}", baseline.image),
         ("its masks", figures.colour_masks(baseline.log_masks)),
         ("shuffled posterior", shuffled_posterior(system, orderless).image),
     ]
-    save("samples", rows, "Unconditional samples: of the LOM, and of its orderless model")
+    save("samples", rows, "Unconditional samples, and those of the orderless model")
 
-    if system.ordered:
-        start, end = prior_scenes(system.ordered, 8).chunk(2)
-        save("interpolation", interpolation_rows(system.ordered, start, end, num), INTERPOLATION)
+    if system.lom:
+        start, end = prior_scenes(system.lom, 8).chunk(2)
+        save("interpolation", interpolation_rows(system.lom, start, end, num), INTERPOLATION)
 
     paths.append(run.figures / "curves.png")
     figures.save_curves(paths[-1], run.metrics())
     return paths
 
 
-def drawn_slots(trace) -> dict:
-    """The site of the slots that a model draws, with its value and its distribution: the last in the plate `slots`."""
-    return [site for site in trace.nodes.values() if in_slots(site)][-1]
-
-
-def _slot_sites(pair: Pair) -> list[str]:
-    with torch.random.fork_rng(devices=[]), poutine.trace() as tracer:  # what is drawn next is as if nobody had asked
-        pair.model()
-    return [name for name, site in tracer.trace.nodes.items() if in_slots(site)]
-
-
-def in_slots(site) -> bool:
-    """Whether a traced site is a latent of slots rather than of scenes or pixels."""
-    return (
-        site["type"] == "sample"
-        and not site["infer"].get("_deterministic")
-        and any(frame.name == "slots" for frame in site["cond_indep_stack"])
-    )
+def drawn_slots(pair: Pair, trace, *, mean: bool = False) -> Float[Tensor, "*batch K Dz"]:
+    """The slots that the image shows: their values, or the means that they were drawn about."""
+    sites = [trace.nodes[name] for name in pair.model.slot_sites]
+    return torch.cat([site["fn"].mean if mean else site["value"] for site in sites], dim=-2)
 
 
 def _join(parts: Iterable[Rendering]) -> Rendering:

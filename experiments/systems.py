@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from experiments.config import Config, Model
+from guides.autoregressive import AutoregressiveGuide
 from guides.emorl import EfficientMorlGuide
 from guides.genesis_v2 import GenesisV2Guide
 from guides.lom import LatentObjectGuide
+from models.autoregressive import AutoregressiveModel
 from models.emorl import EfficientMorl
 from models.genesis_v2 import GenesisV2
 from models.lom import LatentObjectModel
@@ -41,6 +43,11 @@ class System(NamedTuple):
         """The pair that the system is about."""
         return self.ordered or self.orderless
 
+    @property
+    def lom(self) -> Pair | None:
+        """The ordered pair where it is a LOM, whose slots unroll from a scene."""
+        return self.ordered if self.ordered and isinstance(self.ordered.model, LatentObjectModel) else None
+
 
 def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Module | None = None) -> System:
     """The models and guides of a configuration for images (C, H, W); `scene_prior` takes the place of its own.
@@ -54,32 +61,12 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
             f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
             "crop and resize them, or pass --data.image-size with a folder of images"
         )
-    orderless = _ORDERLESS[model.system.removeprefix("lom-")](config, image_shape)
-    if not model.system.startswith("lom-"):
-        return System(orderless, None)
-    lom = LatentObjectModel(
-        _decoder(config, image_shape),
-        num_slots=model.num_slots,
-        slot_dim=model.slot_dim,
-        scene_dim=model.scene_dim,
-        image_scale=model.image_scale,
-        num_blocks=model.num_order_blocks,
-        mlp_ratio=model.transformer_mlp_ratio,
-        scene_prior=scene_prior or _SCENE_PRIORS[model.scene_prior.kind](model),
-        num_rendered=config.train.ordered_rendered,
-        **_order(model),
-    )
-    guide = LatentObjectGuide(
-        lom,
-        orderless.guide,
-        scene_pooling=model.scene_pooling,
-        num_encoder_blocks=model.num_encoder_blocks,
-        num_blocks=model.num_order_blocks,
-        width=model.transformer_width,
-        mlp_ratio=model.transformer_mlp_ratio,
-        matching=model.matching,
-    )
-    return System(orderless, Pair(lom, guide))
+    for kind, build_ordered in _ORDERED.items():
+        if model.system.startswith(kind):
+            orderless = _ORDERLESS[model.system.removeprefix(kind)](config, image_shape)
+            scene_prior = scene_prior or _SCENE_PRIORS[model.scene_prior.kind](model)
+            return System(orderless, build_ordered(config, image_shape, orderless, scene_prior))
+    return System(_ORDERLESS[model.system](config, image_shape), None)
 
 
 def build_objective(config: Config, system: System, image_shape: ImageShape) -> Objective:
@@ -161,6 +148,54 @@ def _emorl(config: Config, image_shape: ImageShape) -> Pair:
 _ORDERLESS: dict[str, Callable[[Config, ImageShape], Pair]] = {"genesis-v2": _genesis_v2, "emorl": _emorl}
 
 
+def _lom(config: Config, image_shape: ImageShape, orderless: Pair, scene_prior: nn.Module) -> Pair:
+    options = config.model
+    model = LatentObjectModel(
+        _decoder(config, image_shape),
+        num_slots=options.num_slots,
+        slot_dim=options.slot_dim,
+        scene_dim=options.scene_dim,
+        image_scale=options.image_scale,
+        num_blocks=options.num_order_blocks,
+        mlp_ratio=options.transformer_mlp_ratio,
+        scene_prior=scene_prior,
+        num_rendered=config.train.ordered_rendered,
+        **_order(options),
+    )
+    guide = LatentObjectGuide(
+        model,
+        orderless.guide,
+        num_blocks=options.num_order_blocks,
+        matching=options.matching,
+        order_aware_scales=options.order_aware_scales,
+        shared_order_nets=options.shared_order_nets,
+        **_scene_encoder(options),
+    )
+    return Pair(model, guide)
+
+
+def _autoregressive(config: Config, image_shape: ImageShape, orderless: Pair, scene_prior: nn.Module | None) -> Pair:
+    options = config.model
+    model = AutoregressiveModel(
+        orderless.model,
+        width=4 * options.transformer_width,
+        scene_prior=scene_prior,
+        scene_dim=None if scene_prior is None else options.scene_dim,
+    )
+    return Pair(model, AutoregressiveGuide(model, orderless.guide, **_scene_encoder(options)))
+
+
+def _autoregressive_without_scene(config: Config, image_shape: ImageShape, orderless: Pair, _: nn.Module) -> Pair:
+    return _autoregressive(config, image_shape, orderless, scene_prior=None)
+
+
+_ORDERED: dict[str, Callable[[Config, ImageShape, Pair, nn.Module], Pair]] = {
+    "lom-": _lom,
+    "autoregressive-": _autoregressive_without_scene,
+    "scene-autoregressive-": _autoregressive,
+}
+
+
 _SCENE_PRIORS: dict[str, Callable[[Model], nn.Module]] = {
     "normal": lambda model: StandardNormal(model.scene_dim),
     "mixture": lambda model: NormalMixture(model.scene_dim, model.scene_prior.num_components),
@@ -173,6 +208,16 @@ def _order(model: Model) -> dict[str, Any]:
     if model.slot_prior == "bag-of-words":
         return {"order_net": BagOfWords(model.num_slots), "width": model.scene_dim}
     return {"width": model.transformer_width}
+
+
+def _scene_encoder(model: Model) -> dict[str, Any]:
+    """What g is."""
+    return {
+        "num_encoder_blocks": model.num_encoder_blocks,
+        "width": model.transformer_width,
+        "mlp_ratio": model.transformer_mlp_ratio,
+        "scene_pooling": model.scene_pooling,
+    }
 
 
 def _decoder(config: Config, image_shape: ImageShape) -> nn.Module:

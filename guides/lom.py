@@ -30,6 +30,9 @@ class LatentObjectGuide(Program):
         mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
         matching: "greedy" (Algorithm 1) or "hungarian".
         scene_pooling: what g reads off its outputs, "sum" (Fig. 5a) or "token" (Fig. 5b).
+        order_aware_scales: whether z_k has a scale of its own, w(h'_k), or keeps that of o_pi(k) (A.5, Model 5), which
+            leaves nothing for f' to do.
+        shared_order_nets: whether f' has the weights of the model's f (A.5, Model 6).
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class LatentObjectGuide(Program):
         mlp_ratio: int = 1,
         matching: str = "greedy",
         scene_pooling: str = "sum",
+        order_aware_scales: bool = True,
+        shared_order_nets: bool = False,
     ):
         super().__init__()
         self.borrow("model", model)
@@ -59,8 +64,17 @@ class LatentObjectGuide(Program):
             pooling=scene_pooling,
         )
         self.scene_posterior = xavier_(GaussianHead(scene_dim, scene_dim))
-        self.order_net = PosteriorOrder(scene_dim, slot_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
-        self.scale_head = xavier_(nn.Linear(width, slot_dim))
+        self.order_net = self.scale_head = None
+        if order_aware_scales:
+            self.order_net = PosteriorOrder(
+                scene_dim,
+                slot_dim,
+                width=width,
+                num_blocks=num_blocks,
+                mlp_ratio=mlp_ratio,
+                shared=model.order_net if shared_order_nets else None,
+            )
+            self.scale_head = xavier_(nn.Linear(width, slot_dim))
 
     def forward(self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None) -> LomInference:
         """Infer scenes and ordered slots; `orderless` hands over what the orderless guide found before."""
@@ -75,8 +89,11 @@ class LatentObjectGuide(Program):
             permutation = self.match(prior.mean, orderless.loc)
             aligned = permute(orderless.loc, permutation)
             # 5. Estimate the ordered slot posterior: the aligned means, with order-aware scales (Eq. 5).
-            posterior_order = self.order_net(scene.squeeze(-2), aligned)
-            scale = positive(self.scale_head(posterior_order))
+            if self.order_net is None:
+                scale = permute(orderless.scale, permutation)
+            else:
+                posterior_order = self.order_net(scene.squeeze(-2), aligned)
+                scale = positive(self.scale_head(posterior_order))
             with pyro.plate("slots", self.model.num_slots, dim=-1):
                 slots = pyro.sample("z", diagonal_normal(aligned, scale))
         return LomInference(scene, slots, permutation, orderless)

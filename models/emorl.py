@@ -26,6 +26,7 @@ class EfficientMorl(Program):
     """
 
     LATENTS = ("o_3", "o_2", "o_1")
+    slot_sites = ("o_1",)
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float, width: int = 128):
         super().__init__()

@@ -20,7 +20,7 @@ class GenesisV2(Program):
     Sites `o` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels.
     """
 
-    LATENTS = ("o",)
+    LATENTS = slot_sites = ("o",)
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float):
         super().__init__()

@@ -34,6 +34,8 @@ class LatentObjectModel(Program):
             by default. KLs need no decoder and use every scene.
     """
 
+    slot_sites = ("z",)
+
     def __init__(
         self,
         decoder: nn.Module,

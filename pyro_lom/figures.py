@@ -130,6 +130,22 @@ def save_error_bars(
     _save(figure, path)
 
 
+def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None]]]) -> None:
+    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot; None is none."""
+    num_boxes = max(map(len, panels.values()))
+    figure = Figure(figsize=(len(panels) * (0.45 * num_boxes + 1.2), 3.6), dpi=150, layout="constrained")
+    for axis, (title, boxes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        known = [[value for value in values if value is not None] for values in boxes.values()]
+        axis.boxplot(known, widths=0.6, whis=(0, 100), medianprops={"color": "C1"})
+        for place, values in enumerate(known, start=1):
+            axis.plot([place] * len(values), values, "o", color="C0", markersize=3, alpha=0.7)
+        axis.set_xticks(range(1, len(boxes) + 1), boxes, rotation=45, ha="right", fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
 def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns: int = 10) -> None:
     """Write images in [0, 1] row by row, each with its number, from 0, on it."""
     rows = -(-len(images) // columns)

@@ -32,11 +32,14 @@ from pyro_lom.elbo import TraceScene_ELBO
 SLOTS = (NUM_SCENES, NUM_SLOTS, SLOT_DIM)
 X = (NUM_SCENES, 1, *IMAGE_SHAPE)
 LOM = {"s": (NUM_SCENES, 1, SCENE_DIM), "z": SLOTS, "x": X, "h": SLOTS}
+IN_TURN = {**{f"z_{k}": (NUM_SCENES, 1, SLOT_DIM) for k in range(1, NUM_SLOTS + 1)}, "x": X}
 SITES = {
     "lom-genesis-v2": LOM,
     "genesis-v2": {"o": SLOTS, "x": X},
     "lom-emorl": LOM,
     "emorl": {"o_3": SLOTS, "o_2": SLOTS, "o_1": SLOTS, "x": X},
+    "autoregressive-emorl": IN_TURN,
+    "scene-autoregressive-emorl": {"s": LOM["s"], **IN_TURN},
 }
 ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
 IMAGES = tiny_images()

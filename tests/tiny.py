@@ -13,8 +13,10 @@ LATENTS = {
     "genesis-v2": {"o"},
     "lom-emorl": {"s", "z"},
     "emorl": {"o_1", "o_2", "o_3"},
+    "autoregressive-emorl": {"z_1", "z_2", "z_3"},
+    "scene-autoregressive-emorl": {"s", "z_1", "z_2", "z_3"},
 }
-AUXILIARY = {"lom-genesis-v2": "seed_scores", "genesis-v2": "seed_scores", "lom-emorl": "noise", "emorl": "noise"}
+AUXILIARY = {system: "seed_scores" if system.endswith("genesis-v2") else "noise" for system in LATENTS}
 SYSTEMS = get_args(get_type_hints(Model)["system"])
 NETWORKS = {
     "published": dict(encoder="published"),
@@ -36,7 +38,7 @@ def tiny_config(
         slot_dim=SLOT_DIM,
         scene_dim=SCENE_DIM,
         encoder_width=8,
-        decoder=PUBLISHED_DECODERS[system.removeprefix("lom-")],
+        decoder=next(decoder for name, decoder in PUBLISHED_DECODERS.items() if system.endswith(name)),
         decoder_width=8,
         transformer_width=SLOT_DIM,
         num_encoder_blocks=2,

@@ -75,11 +75,24 @@ class SceneEncoder(nn.Module):
 class CausalTransformer(nn.Module):
     """f and f': a sequence that starts with the scene; output i depends on the scene and on tokens up to i (A.1).
 
-    Token i of K+1 carries its position as a linear map of i / (K+1).
+    Token i of K+1 carries its position as a linear map of i / (K+1). With `shared` it has the weights of another, which
+    owns them: they are trained, moved and saved there.
     """
 
-    def __init__(self, scene_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
+    def __init__(
+        self,
+        scene_dim: int,
+        *,
+        width: int,
+        num_blocks: int,
+        mlp_ratio: int = 1,
+        shared: "CausalTransformer | None" = None,
+    ):
         super().__init__()
+        if shared is not None:
+            for name in ("project_scene", "position", "blocks"):
+                object.__setattr__(self, name, getattr(shared, name))
+            return
         self.project_scene = nn.Sequential(nn.Linear(scene_dim, width), nn.GELU())
         self.position = nn.Linear(1, width)
         self.blocks = _blocks(num_blocks, width, causal=True, mlp_ratio=mlp_ratio)
@@ -112,8 +125,17 @@ class PriorOrder(CausalTransformer):
 class PosteriorOrder(CausalTransformer):
     """f': h'_k = f'(o_pi(1):pi(k-1), s), from the slots placed before k and the scene (Sec. 3.2, Fig. 5d)."""
 
-    def __init__(self, scene_dim: int, slot_dim: int, *, width: int, num_blocks: int, mlp_ratio: int = 1):
-        super().__init__(scene_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio)
+    def __init__(
+        self,
+        scene_dim: int,
+        slot_dim: int,
+        *,
+        width: int,
+        num_blocks: int,
+        mlp_ratio: int = 1,
+        shared: CausalTransformer | None = None,
+    ):
+        super().__init__(scene_dim, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio, shared=shared)
         self.embed = nn.Identity() if width == slot_dim else xavier_(nn.Linear(slot_dim, width))
 
     def forward(

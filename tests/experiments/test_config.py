@@ -133,6 +133,20 @@ def test_the_multiplier_starts_within_its_bounds(initial):
         check(changed("train.geco.initial", initial))
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (dict(slot_prior="bag-of-words"), "shares f, and --model.slot-prior bag-of-words has none: drop one"),
+        (dict(order_aware_scales=False), "shares f', and --model.no-order-aware-scales has none: drop one"),
+    ],
+)
+def test_only_what_is_there_can_be_shared(options, line):
+    model = dataclasses.replace(preset("demo").model, shared_order_nets=True)
+    check(dataclasses.replace(preset("demo"), model=model))
+    with pytest.raises(UserError, match=f"^--model.shared-order-nets {line}$"):
+        check(dataclasses.replace(preset("demo"), model=dataclasses.replace(model, **options)))
+
+
 def test_bounds_are_found_in_every_spelling():
     assert {len(_bounds(hint)) for _, _, hint in _fields(preset("demo"))} == {0, 1}
     assert all(isinstance(bound, Bound) for _, _, hint in _fields(preset("demo")) for bound in _bounds(hint))

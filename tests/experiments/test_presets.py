@@ -32,7 +32,7 @@ def shrunk(config, *, sizes=8, counts=2, steps=4):
 def test_presets_are_called_what_they_are(name):
     config = preset(name)
     assert config.preset == name.replace("demo", "lom-genesis-v2-towers")
-    assert config.preset.startswith(f"{config.model.system}-")
+    assert config.preset.startswith((f"{config.model.system}-", "ablation-"))
     assert PRESETS[name].__doc__
     assert preset(name) == config
 
@@ -83,7 +83,9 @@ def test_the_plan_shows_configuration_and_parameters(name, fit, tmp_path):
     counts = [int(line.split()[-1].replace(",", "")) for line in plan]
     assert counts[-1] == sum(counts[:-1])
     assert any("orderless guide.encoder" in line for line in plan)
-    assert any("ordered guide.scene_encoder" in line for line in plan) == (config.model.system.startswith("lom-"))
+    assert any("ordered guide.scene_encoder" in line for line in plan) == config.model.system.startswith(
+        ("lom-", "scene-")
+    )
     assert not list(tmp_path.iterdir())  # no data set, no run
 
 
@@ -144,9 +146,51 @@ def test_the_papers_hyperparameters_of_emorl(system, data, image_size, num_slots
     assert (geco.initial, geco.minimum, geco.warm_start, geco.goal_relative) == (0.55, 0.55, 1000, False)
 
 
-@pytest.mark.parametrize("data", ["objects-room", "shapestacks", "clevr6"])
-def test_without_sum_pooling_nothing_else_changes(data):
-    config, base = preset(f"lom-emorl-{data}-no-sum-pooling"), preset(f"lom-emorl-{data}")
+ABLATIONS = {  # what A.5 says of each, against Model 0, which has two blocks everywhere
+    1: dict(num_encoder_blocks=1),
+    2: dict(num_encoder_blocks=3),
+    3: dict(num_order_blocks=1),
+    4: dict(num_order_blocks=3),
+    5: dict(order_aware_scales=False),
+    6: dict(shared_order_nets=True),
+    7: dict(system="autoregressive-emorl"),
+    8: dict(system="scene-autoregressive-emorl"),
+}
+
+
+def test_model_0_of_the_ablations_is_lom_emorl_on_small_rooms_with_two_blocks():
+    config, base = preset("ablation-0"), preset("lom-emorl-objects-room")
+    assert config.data == Data("data/objects-room-48.h5", 48)
+    model = dataclasses.replace(base.model, num_encoder_blocks=2, num_order_blocks=2)
+    assert config == dataclasses.replace(base, preset="ablation-0", data=config.data, model=model)
+
+
+@pytest.mark.parametrize("where", ["", "-towers"])
+@pytest.mark.parametrize(("number", "changes"), ABLATIONS.items())
+def test_an_ablation_changes_in_model_0_what_it_says(number, changes, where):
+    config, base = preset(f"ablation-{number}{where}"), preset(f"ablation-0{where}")
+    assert (base.model.num_encoder_blocks, base.model.num_order_blocks) == (2, 2)
+    model = dataclasses.replace(base.model, **changes)
+    assert config == dataclasses.replace(base, preset=config.preset, model=model) != base
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_small_ablations_of_a_seed_begin_with_the_same_orderless_model(number):
+    weights = []
+    for name in ("ablation-0-towers", f"ablation-{number}-towers"):
+        torch.manual_seed(3)
+        weights.append(build_system(shrunk(preset(name)), (3, 32, 32)).orderless)
+    for first, second in zip(*weights, strict=True):
+        assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    phase, *_ = build_phases(preset(f"ablation-{number}-towers"), build_system(preset(name), (3, 32, 32)))
+    assert phase.pairs == ("orderless",)
+
+
+@pytest.mark.parametrize(
+    "base", ["lom-emorl-objects-room", "lom-emorl-shapestacks", "lom-emorl-clevr6", "ablation-0", "ablation-0-towers"]
+)
+def test_without_sum_pooling_nothing_else_changes(base):
+    config, base = preset(f"{base}-no-sum-pooling"), preset(base)
     assert base.model.scene_pooling == "sum"
     model = dataclasses.replace(base.model, scene_pooling="token")
     assert config == dataclasses.replace(base, preset=config.preset, model=model)

@@ -57,6 +57,14 @@ def test_of_a_lom_on_towers(lom, scenes):
     assert summary["structure_real"] > 0.9 > 0.5 > summary["structure_cut_and_paste"]
 
 
+@pytest.mark.parametrize("system", ["autoregressive-emorl", "scene-autoregressive-emorl"])
+def test_of_an_autoregressive_prior(system, scenes):
+    """It has all that a LOM has, but nothing is drawn for another's scene; without a scene latent that KL is 0."""
+    summary, lom = summary_of(system, scenes), summary_of("lom-emorl", scenes)
+    assert known(summary) == known(lom) - {"kl_slots_other_scene"}
+    assert (summary["kl_scene"] == 0) == (system == "autoregressive-emorl")
+
+
 @pytest.mark.parametrize("orderless", ["genesis-v2", "emorl"])
 def test_of_an_orderless_model_alone(orderless, scenes):
     summary = summary_of(orderless, scenes)
@@ -155,6 +163,7 @@ def opened(path):
     [
         ("lom-genesis-v2", ["reconstructions", "samples", "interpolation", "curves"]),
         ("genesis-v2", ["reconstructions", "samples", "curves"]),
+        ("scene-autoregressive-emorl", ["reconstructions", "samples", "curves"]),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,6 +5,7 @@ import torch
 from pyro import poutine
 from tiny import NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_system
 
+from pyro_lom.distributions import positive
 from pyro_lom.matching import MATCHINGS, permute
 from pyro_lom.types import OrderlessPosterior
 
@@ -126,6 +127,26 @@ class TestLatentObjectGuide:
             assert torch.equal(after.nodes["_RETURN"]["value"].permutation, places)
             changed = (after.nodes["z"]["fn"].stddev != found.nodes["z"]["fn"].stddev).any(-1)
             assert torch.equal(changed, (torch.arange(K) > k).expand(B, K))
+
+    def test_without_order_aware_scales_those_of_the_orderless_posterior_come_along(self):
+        pair, posterior = tiny_system(order_aware_scales=False).ordered, some_posterior()
+        trace = run(pair.guide, IMAGES, orderless=posterior)
+        permutation = trace.nodes["_RETURN"]["value"].permutation
+        assert torch.equal(trace.nodes["z"]["fn"].stddev, permute(posterior.scale, permutation))
+        assert {name.split(".")[0] for name in pair.guide.state_dict()} == {"scene_encoder", "scene_posterior"}
+
+    def test_shared_order_nets_are_one(self):
+        pair, posterior = tiny_system(shared_order_nets=True).ordered, some_posterior()
+        trace = run(pair.guide, IMAGES, orderless=posterior)
+        found = trace.nodes["_RETURN"]["value"]
+        aligned = permute(posterior.loc, found.permutation)
+        hidden = pair.model.order_net.run(found.scene[:, 0], aligned[:, :-1], K)
+        expected = positive(pair.guide.scale_head(hidden))
+        torch.testing.assert_close(trace.nodes["z"]["fn"].stddev, expected)
+        prefixes = {name.split(".")[0] for name in pair.guide.state_dict()}
+        assert prefixes == {"scene_encoder", "scene_posterior", "scale_head"}
+        trace.nodes["z"]["fn"].stddev.sum().backward()
+        assert all(parameter.grad is not None for parameter in pair.model.order_net.blocks.parameters())
 
     def test_orderless_scales_are_not_read(self, pair):
         posterior = some_posterior()

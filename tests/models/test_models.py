@@ -173,6 +173,6 @@ class TestRendering:
 
     def test_the_likelihood_is_normal_around_the_image_with_image_scale(self, model):
         trace = trace_of(model, num_scenes=B)
-        [slots] = [trace.nodes[name]["value"] for name in ("z", "o", "o_1") if name in trace.nodes]
+        slots = torch.cat([trace.nodes[name]["value"] for name in model.slot_sites], dim=1)
         torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(slots).image)
         assert (trace.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()

@@ -14,7 +14,12 @@ B, DRAWS = 3, 4
 
 
 def shapes_of(latents):
-    return {name: (1, DRAWS, B, SCENE_DIM) if name == "s" else (1, DRAWS, B, NUM_SLOTS, SLOT_DIM) for name in latents}
+    def shape_of(name):
+        if name == "s":
+            return (SCENE_DIM,)
+        return (SLOT_DIM,) if name.startswith("z_") else (NUM_SLOTS, SLOT_DIM)
+
+    return {name: (1, DRAWS, B, *shape_of(name)) for name in latents}
 
 
 def redness(images, segments):

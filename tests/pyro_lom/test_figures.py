@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -11,6 +12,7 @@ from pyro_lom.figures import (
     boxed,
     colour_labels,
     colour_masks,
+    save_box_plots,
     save_curves,
     save_error_bars,
     save_gif,
@@ -172,3 +174,18 @@ def test_error_bars_are_written(tmp_path):
     lines = {"one": ([0.6, 0.8], [3.0, 2.0], [0.1, 0.2]), "other": ([0.6, 0.8], [4.0, 3.0], [0.0, 0.0])}
     save_error_bars(tmp_path / "bars.png", lines, x="temperature", y="distance")
     assert pixels_of(tmp_path / "bars.png").std() > 5
+
+
+def test_box_plots_show_every_value(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def spy(self, *arguments, **options):
+        if arguments[2:] == ("o",):
+            drawn.append(arguments[:2])
+        return plot(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    boxes = {"first": [1.0, 2.0, 50.0], "second": [3.0, None], "none": [None, None]}
+    save_box_plots(tmp_path / "boxes.png", {"KL": boxes, "distance": boxes})
+    assert drawn == 2 * [([1, 1, 1], [1.0, 2.0, 50.0]), ([2], [3.0]), ([], [])]
+    assert pixels_of(tmp_path / "boxes.png").std() > 5

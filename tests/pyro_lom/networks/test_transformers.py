@@ -132,6 +132,16 @@ class TestCausality:
         assert torch.cdist(outputs, outputs).fill_diagonal_(1).min() > 1e-3
 
 
+def test_a_shared_network_has_the_weights_of_the_other_and_owns_none():
+    owner = PriorOrder(DS, num_slots=K, width=WIDTH, num_blocks=2)
+    borrower = PosteriorOrder(DS, WIDTH, width=WIDTH, num_blocks=2, shared=owner)
+    alike = PosteriorOrder(DS, WIDTH, width=WIDTH, num_blocks=2)
+    alike.load_state_dict({name: value for name, value in owner.state_dict().items() if name != "token"})
+    scene, slots = torch.randn(3, DS), torch.randn(3, K, WIDTH)
+    torch.testing.assert_close(borrower(scene, slots), alike(scene, slots))
+    assert not borrower.state_dict()
+
+
 def test_token_i_carries_a_linear_map_of_its_place():
     network = CausalTransformer(DS, width=WIDTH, num_blocks=0)
     scene, tokens = torch.randn(DS), torch.randn(K, WIDTH)

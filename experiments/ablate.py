@@ -1,0 +1,14 @@
+"""Repeat the ablation study: `python experiments/ablate.py [PRESET...] [options]`."""
+
+import sys
+
+try:
+    from experiments import ablating, cli
+except ModuleNotFoundError as missing:
+    print(
+        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
+    )
+    sys.exit(2)
+
+if __name__ == "__main__":
+    cli.run(ablating.main)
