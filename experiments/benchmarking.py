@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments import cli
 from experiments.config import Config, Count, Model, Slots, check_bounds
 from experiments.devices import shared_out
-from experiments.presets import preset
+from experiments.presets import PRESETS, preset
 from experiments.step_timing import Settings, measure
 from experiments.systems import build_phases, build_system
 from pyro_lom.errors import UserError
@@ -25,7 +25,7 @@ DESCRIPTION = """Time training steps: benchmark.py [options]. Each row is measur
 warm-up, on random images: median, minimum and spread of a step, where its time goes, and how close it comes to the
 device's fastest matrix product in the same process."""
 
-SYSTEMS = get_args(get_type_hints(Model)["system"])
+SYSTEMS = tuple(name for name in get_args(get_type_hints(Model)["system"]) if f"{name}-objects-room" in PRESETS)
 Precision = Literal["32-true", "bf16-mixed"]
 Row = dict[str, Any]
 IDENTITY = ("system", "data", "pairs", "resolution", "slots", "batch", "precision", "device", "compiled", "accumulate")
