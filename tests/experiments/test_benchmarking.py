@@ -22,7 +22,11 @@ def here(monkeypatch):
     monkeypatch.setattr(benchmarking, "_in_a_process_of_its_own", measure)
 
 
-@pytest.mark.parametrize("system", benchmarking.SYSTEMS)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "system",
+    [pytest.param(name, marks=() if name == "genesis-v2" else pytest.mark.slow) for name in benchmarking.SYSTEMS],
+)
 def test_a_row_of_every_system(system):
     [settings] = _settings(Arguments((system,), slots=(7,), batch_sizes=(1,), steps=2, device="cpu"))
     row = measure(settings)
