@@ -20,7 +20,7 @@ from experiments.launching import Job, train
 from experiments.loading import read_data
 from experiments.measures import measure
 from experiments.presets import preset
-from experiments.summary import TEMPERATURE, sample_scenes
+from experiments.reading import TEMPERATURE, sample_scenes
 from experiments.systems import build_objective, build_system
 from experiments.tables import grid
 from pyro_lom import figures

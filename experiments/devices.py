@@ -3,6 +3,9 @@
 import os
 from dataclasses import replace
 
+import torch
+from torch import distributed
+
 from experiments.config import Config
 from pyro_lom.errors import UserError
 
@@ -13,6 +16,23 @@ def processes(devices: int) -> tuple[int, int]:
         return devices, 1
     each, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return each, all_of_them // each
+
+
+def join_again() -> None:
+    """Form the process group of a job that torchrun restarted on one machine; any other is left to Fabric.
+
+    The store in which processes find each other outlives them, and so new ones may find addresses of dead ones there
+    and wait for them (pytorch/pytorch#135712). Under a prefix for each attempt they do not. On several machines
+    attempts are counted by each apart: there torchrun has to be told to make a new store.
+    """
+    environment = os.environ
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or environment["WORLD_SIZE"] != environment["LOCAL_WORLD_SIZE"]:
+        return
+    store, rank, world_size = next(distributed.rendezvous("env://"))
+    store = distributed.PrefixStore(f"attempt {attempt}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def shared_out(config: Config, global_batch_size: int | None, world_size: int, accumulate: int) -> Config:

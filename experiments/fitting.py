@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.config import Config, Count, check, from_dict, to_dict
-from experiments.devices import processes, shared_out
+from experiments.devices import join_again, processes, shared_out
+from experiments.drawing import draw
 from experiments.fit_report import num_parameters, print_plan, print_summary
 from experiments.loading import EMBEDDED, read_data
 from experiments.presets import PRESETS, preset
-from experiments.summary import TEMPERATURE, Reader, draw, sample_scenes, summarise
+from experiments.reading import TEMPERATURE, Reader, sample_scenes
+from experiments.summary import summarise
 from experiments.systems import build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
 from pyro_lom.data.minibatches import Minibatches, float_images
@@ -125,6 +127,7 @@ def fit(
         fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=config.train.precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {devices} cannot be had: {error}") from error
+    join_again()
     fabric.launch()
     fabric.to_device(objective)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.cli import progress
 from experiments.loading import load_run
-from experiments.summary import Reader, sample_scenes
+from experiments.reading import Reader, sample_scenes
 from experiments.systems import Pair
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.stored import Array

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Count, Share, check_bounds
+from experiments.drawing import INTERPOLATION, interpolation_rows
 from experiments.held_out import SEED, HeldOut
-from experiments.summary import INTERPOLATION, interpolation_rows, prior_scenes, render_scenes
+from experiments.reading import prior_scenes, render_scenes
 from experiments.systems import Pair
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images

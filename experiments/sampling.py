@@ -16,7 +16,7 @@ from experiments.config import Bound, Count, Positive, check_bounds
 from experiments.held_out import SEED, HeldOut, Values
 from experiments.loading import check_runs
 from experiments.measures import frechet_distances, pixel_pca
-from experiments.summary import sample_scenes
+from experiments.reading import sample_scenes
 from experiments.tables import Row, by_configuration, grid, spread
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images

@@ -10,9 +10,9 @@ import torch
 
 
 def job_name() -> str | None:
-    """Names the torchrun job that this process belongs to: its --rdzv-id, or the process that starts its ranks."""
+    """Names the torchrun job that this process belongs to: its --rdzv-id, and what starts, and restarts, its ranks."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{platform.node()} {os.getppid()}" if job == "none" else job
+    return job and f"{job} {platform.node()} {os.getppid()}"
 
 
 def environment() -> dict:

@@ -77,10 +77,9 @@ class Run:
     @classmethod
     def restarted(cls, runs_dir: Path) -> "Run | None":
         """The run that this job began before torchrun restarted its processes; None if it began none."""
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
-            return None
-        for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True):
-            if (folder / "config.json").exists() and cls(folder).read_json("environment.json").get("job") == job_name():
+        job = job_name()
+        for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True) if job else ():
+            if (folder / "environment.json").exists() and cls(folder).read_json("environment.json").get("job") == job:
                 return cls(folder)
         return None
 

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from experiments.held_out import HeldOut
 from experiments.interpolating import main, posterior_scenes
-from experiments.summary import prior_scenes, render_scenes
+from experiments.reading import prior_scenes, render_scenes
 from pyro_lom.data.minibatches import float_images
 
 

@@ -11,7 +11,7 @@ import torch
 from nbclient import NotebookClient
 
 from experiments.loading import load_run
-from experiments.summary import Reader
+from experiments.reading import Reader
 from pyro_lom.arviz_bridge import STATISTICS, bayesian_p_values, inference_data, reconstruction_error
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.towers import make_towers

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from tiny import tiny_config
 
-from experiments.summary import Reader, draw, sample_scenes, shuffled_posterior, summarise
+from experiments.drawing import draw
+from experiments.reading import Reader, sample_scenes, shuffled_posterior
+from experiments.summary import summarise
 from experiments.systems import build_system
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.runs import Run

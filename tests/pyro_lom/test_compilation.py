@@ -1,5 +1,6 @@
 """Compilation is an option: it leaves names and numbers as they are, and where it does not work one line says so."""
 
+import jaxtyping
 import pytest
 import torch
 from tiny import tiny_images, tiny_objective
@@ -38,7 +39,8 @@ def test_validation_of_distributions_stays_as_it_was(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
-def test_compiled_networks_give_the_same_numbers():
+def test_compiled_networks_give_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
     plain, compiled = tiny_objective(), tiny_objective()
     if not compile_networks(compiled):
         pytest.skip("torch.compile does not work here")
