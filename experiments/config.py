@@ -63,6 +63,8 @@ class Model:
     """K: objects and pieces of background that a scene can hold (A.4.1)."""
     slot_dim: Count = 64
     """Dz (A.4.1)."""
+    likelihood: Literal["gaussian", "mixture"] = "gaussian"
+    """p(x | z): normal around the sum of the slots (Eq. 3), or at each pixel and channel a mixture over them."""
     image_scale: Positive = 0.7
     """sigma, the standard deviation of the likelihood, for images in [0, 1] (A.4.1)."""
 

@@ -17,6 +17,7 @@ from models.genesis_v2 import GenesisV2
 from models.lom import LatentObjectModel
 from pyro_lom.errors import UserError
 from pyro_lom.geco import AdditiveGeco, FreeNats, Geco, MultiplicativeGeco, Target
+from pyro_lom.likelihoods import LIKELIHOODS
 from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.networks.decoders import DECODERS
 from pyro_lom.objective import Objective
@@ -119,7 +120,7 @@ def _genesis_v2(config: Config, image_shape: ImageShape) -> Pair:
         _decoder(config, image_shape),
         num_slots=options.num_slots,
         slot_dim=options.slot_dim,
-        image_scale=options.image_scale,
+        likelihood=_likelihood(options),
     )
     compact = options.encoder == "compact"
     guide = GenesisV2Guide(model, image_shape=image_shape, width=options.encoder_width, compact=compact)
@@ -132,7 +133,7 @@ def _emorl(config: Config, image_shape: ImageShape) -> Pair:
         _decoder(config, image_shape),
         num_slots=options.num_slots,
         slot_dim=options.slot_dim,
-        image_scale=options.image_scale,
+        likelihood=_likelihood(options),
         width=2 * options.encoder_width,
     )
     guide = EfficientMorlGuide(
@@ -155,7 +156,7 @@ def _lom(config: Config, image_shape: ImageShape, orderless: Pair, scene_prior: 
         num_slots=options.num_slots,
         slot_dim=options.slot_dim,
         scene_dim=options.scene_dim,
-        image_scale=options.image_scale,
+        likelihood=_likelihood(options),
         num_blocks=options.num_order_blocks,
         mlp_ratio=options.transformer_mlp_ratio,
         scene_prior=scene_prior,
@@ -223,6 +224,10 @@ def _scene_encoder(model: Model) -> dict[str, Any]:
 def _decoder(config: Config, image_shape: ImageShape) -> nn.Module:
     options, (channels, size, _) = config.model, image_shape
     return DECODERS[options.decoder](options.slot_dim, size, out_channels=channels + 1, width=options.decoder_width)
+
+
+def _likelihood(model: Model) -> nn.Module:
+    return LIKELIHOODS[model.likelihood](model.image_scale)
 
 
 _RULES: dict[str, type[Geco]] = {"multiplicative": MultiplicativeGeco, "additive": AdditiveGeco}

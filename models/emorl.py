@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.distributions import RawHead, diagonal_normal, normal_of
-from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.likelihoods import compose, observed
 from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.program import Program
 from pyro_lom.types import Rendering
@@ -19,20 +19,20 @@ class EfficientMorl(Program):
         o_3 ~ N(0, I)                          K independent slots, in no order
         o_2 ~ p(o_2 | o_3)                     each from the one above it, by one perceptron for all slots and layers
         o_1 ~ p(o_1 | o_2)
-        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3
+        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3, or another `likelihood`
 
-    Sites `o_3`, `o_2`, `o_1` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels, `width` is
-    that of the perceptron's hidden layer.
+    Sites `o_3`, `o_2`, `o_1` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels, `likelihood`
+    a rendering to p(x | o_1), and `width` is that of the perceptron's hidden layer.
     """
 
     LATENTS = ("o_3", "o_2", "o_1")
     slot_sites = ("o_1",)
 
-    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float, width: int = 128):
+    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, likelihood: nn.Module, width: int = 128):
         super().__init__()
         self.num_slots, self.slot_dim = num_slots, slot_dim
         self.decoder = decoder
-        self.likelihood = GaussianLikelihood(image_scale)
+        self.likelihood = likelihood
         self.register_buffer("prior_loc", torch.zeros(slot_dim))
         self.register_buffer("prior_scale", torch.ones(slot_dim))
         self.below = small_xavier_(nn.Sequential(nn.Linear(slot_dim, width), nn.ELU(), RawHead(width, slot_dim)))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.distributions import diagonal_normal
-from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.likelihoods import compose, observed
 from pyro_lom.program import Program
 from pyro_lom.types import Rendering
 
@@ -15,18 +15,19 @@ class GenesisV2(Program):
     """p(x, o_1:K) = prod_k p(o_k) p(x | o_1:K)
 
         o_k ~ N(0, I)                          K independent slots, in no order
-        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3
+        x   ~ N(sum_k m_k x_k, sigma)          Eq. 3, or another `likelihood`
 
-    Sites `o` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels.
+    Sites `o` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels, and `likelihood` a rendering
+    to p(x | o), as those of `pyro_lom/likelihoods.py` do.
     """
 
     LATENTS = slot_sites = ("o",)
 
-    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, image_scale: float):
+    def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, likelihood: nn.Module):
         super().__init__()
         self.num_slots, self.slot_dim = num_slots, slot_dim
         self.decoder = decoder
-        self.likelihood = GaussianLikelihood(image_scale)
+        self.likelihood = likelihood
         self.register_buffer("prior_loc", torch.zeros(slot_dim))
         self.register_buffer("prior_scale", torch.ones(slot_dim))
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.distributions import GaussianHead
-from pyro_lom.likelihoods import GaussianLikelihood, compose, observed
+from pyro_lom.likelihoods import compose, observed
 from pyro_lom.networks.transformers import PriorOrder, xavier_
 from pyro_lom.program import Program
 from pyro_lom.scene_priors import StandardNormal
@@ -27,7 +27,7 @@ class LatentObjectModel(Program):
         decoder: maps a slot to C+1 channels, colours and a mask logit.
         scene_prior: a module that returns p(s), a Pyro distribution of event shape (Ds,); N(0, I) by default.
         order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
-        image_scale: sigma of Eq. 3, for images in [0, 1].
+        likelihood: maps a rendering to p(x | z), as those of `pyro_lom/likelihoods.py` do.
         width: features of a token in f; the slot dimension in the paper.
         mlp_ratio: hidden units of f's perceptrons per feature; 1 in the paper.
         num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all
@@ -43,7 +43,7 @@ class LatentObjectModel(Program):
         num_slots: int,
         slot_dim: int,
         scene_dim: int,
-        image_scale: float,
+        likelihood: nn.Module,
         num_blocks: int = 2,
         width: int | None = None,
         mlp_ratio: int = 1,
@@ -56,7 +56,7 @@ class LatentObjectModel(Program):
         self.num_slots, self.slot_dim, self.scene_dim = num_slots, slot_dim, scene_dim
         self.num_rendered = num_rendered
         self.decoder = decoder
-        self.likelihood = GaussianLikelihood(image_scale)
+        self.likelihood = likelihood
         self.scene_prior = StandardNormal(scene_dim) if scene_prior is None else scene_prior
         if order_net is None:
             order_net = PriorOrder(

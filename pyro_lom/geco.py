@@ -19,7 +19,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Target(NamedTuple):
-    """The reconstruction error to reach, for the Gaussian likelihood of Eq. 3."""
+    """The reconstruction error to reach. Its RMSE holds for Eq. 3; under a mixture, where one slot shows each pixel."""
 
     nats: float  # error to reach, nats per scene
     floor: float  # error of a perfect reconstruction, nats per scene

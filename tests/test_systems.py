@@ -26,7 +26,7 @@ from tiny import (
 )
 
 from experiments.presets import preset
-from experiments.systems import build_system
+from experiments.systems import build_objective, build_system
 from pyro_lom.elbo import TraceScene_ELBO
 
 SLOTS = (NUM_SCENES, NUM_SLOTS, SLOT_DIM)
@@ -202,3 +202,20 @@ def test_sizes_follow_the_images(system, networks, image_shape):
     images = tiny_images(NUM_SCENES, image_shape)
     assert torch.isfinite(torch.tensor(TraceScene_ELBO().loss(*pair, images)))
     assert pair.model().shape == (1, 1, *image_shape)
+
+
+@every_system
+def test_with_a_mixture_for_a_likelihood(system):
+    built = tiny_system(system, likelihood="mixture")
+    objective = build_objective(tiny_config(system), built, IMAGE_SHAPE)
+    objective(IMAGES).loss.backward()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+    losses = []
+    for elbo in (TraceScene_ELBO(), TraceMeanField_ELBO()):  # the mean and the sum over scenes
+        torch.manual_seed(0)
+        losses.append(elbo.loss(*built.final, IMAGES))
+    assert losses[1] == pytest.approx(NUM_SCENES * losses[0], rel=1e-4)
+    with torch.inference_mode():
+        assert torch.isfinite(built.orderless.guide.infer(IMAGES).loc).all()
+    predictive = Predictive(poutine.uncondition(built.final.model), guide=built.final.guide, num_samples=2)
+    assert predictive(IMAGES)["x"].shape == (2, *X)

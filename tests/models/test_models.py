@@ -171,7 +171,7 @@ class TestRendering:
         torch.testing.assert_close(permuted.components, rendering.components[:, order], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(permuted.log_masks, rendering.log_masks[:, order], rtol=1e-4, atol=1e-4)
 
-    def test_the_likelihood_is_normal_around_the_image_with_image_scale(self, model):
+    def test_the_image_is_normal_around_what_the_slots_show(self, model):
         trace = trace_of(model, num_scenes=B)
         slots = torch.cat([trace.nodes[name]["value"] for name in model.slot_sites], dim=1)
         torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(slots).image)
