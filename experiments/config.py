@@ -73,7 +73,7 @@ class Model:
     (departure)."""
     encoder_width: Width = 64
     """Channels of the encoder at its full resolution."""
-    num_refinements: Natural = 2
+    num_refinements: Count = 2
     """Steps of EMORL's iterative refinement (A.4.1)."""
     decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
     """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
@@ -188,15 +188,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: Any, kind: type = Config, place: str = "config.json") -> Any:
     """The dataclass that `to_dict` made `values` from.
 
+    A field that an older version did not have takes its default, which has to be what that version did.
+
     Raises:
-        UserError: a field is missing, unknown or of another type; names it.
+        UserError: a field is unknown, of another type, or missing and without a default; names it.
     """
     hints, given = get_type_hints(kind), {}
-    if not isinstance(values, dict) or set(values) != set(hints):
-        found = ", ".join(sorted(set(values) ^ set(hints))) if isinstance(values, dict) else repr(values)
+    required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
+    if not isinstance(values, dict) or not required <= set(values) <= set(hints):
+        found = repr(values)
+        if isinstance(values, dict):
+            found = ", ".join(sorted(set(values) - set(hints) | required - set(values)))
         raise UserError(f"{place} was not written by this version: it differs in {found}")
-    for name, hint in hints.items():
-        value = values[name]
+    for name, value in values.items():
+        hint = hints[name]
         if dataclasses.is_dataclass(hint):
             value = from_dict(value, hint, f"{place}: {name}")
         elif not _fits(value, hint):
@@ -266,9 +271,13 @@ def _bounds(hint: Any) -> list[Bound]:
     return [item for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Bound)]
 
 
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_args(hint):  # X | None
         return any(_fits(value, part) for part in get_args(hint))
-    return type(value) is hint
+    return type(value) is hint or (hint is float and type(value) is int)

@@ -1,6 +1,5 @@
 """What `experiments/fit.py` prints: before it trains, with --dry-run, and after."""
 
-import os
 from pathlib import Path
 
 from torch import nn
@@ -38,7 +37,7 @@ def print_summary(run: Run, summary: dict, pictures: list[Path]) -> None:
         if summary.get(first) is not None:
             print(f"{title:44}{shown(first)}{shown(second)}")
     print(f"\nall numbers: {run.folder / 'summary.json'}")
-    print("pictures:    " + f"{os.linesep}             ".join(str(path) for path in pictures))
+    print("pictures:    " + "\n             ".join(str(path) for path in pictures))
 
 
 def print_plan(config: Config) -> None:

@@ -124,7 +124,9 @@ def fit(
     for phase in phases:
         Minibatches(train.images, phase.batch_size, config.seed, world_size=devices * num_nodes)
     try:
-        fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=config.train.precision)
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = config.train.precision
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {devices} cannot be had: {error}") from error
     join_again()
@@ -162,6 +164,12 @@ def fit(
     )
     if goes_on:
         trainer.resume()
+        began_with, size = run.read_json("environment.json").get("processes", 1), config.train.batch_size
+        if global_batch_size is None and began_with != fabric.world_size:
+            tell(
+                f"warning: a step takes {size * fabric.world_size} scenes, and took {size * began_with} on the "
+                f"{began_with} devices that the run began on: --global-batch-size {size * began_with} keeps them"
+            )
     done = f", {trainer.step} of them done" if trainer.step else ""
     tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{done}")
     try:
@@ -193,9 +201,10 @@ def _open(runs_dir: Path, config: Config, resume: Path | None) -> tuple[Run, boo
     """A new run; or one that began before, and so goes on: the one to resume, or that of a job which was restarted."""
     if resume is not None:
         return Run.open(resume), True
-    if (begun := Run.restarted(runs_dir)) is not None:
+    kept = to_dict(anchored(config))
+    if (begun := Run.restarted(runs_dir, kept)) is not None:
         return begun, True
-    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config))), False
+    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", kept), False
 
 
 def anchored(config: Config) -> Config:

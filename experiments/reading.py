@@ -81,9 +81,9 @@ class Reader:
         return first.map(lambda *parts: torch.cat(parts), *rest)
 
     def binding(self, images: Float[Tensor, "B C H W"]) -> Binding | None:
-        """Signs of whether slots bind to things, from the encoder's masks; None where a system has none."""
+        """Signs of whether slots bind to things, from the encoder's masks; None without masks, or two scenes."""
         first, second = (self.infer(images).log_masks for _ in range(2))
-        return None if first is None else binding(first, second)
+        return None if first is None or len(images) < 2 else binding(first, second)
 
     @torch.no_grad()
     def reconstruct(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> Rendering:
@@ -126,11 +126,12 @@ class Reader:
     def terms_under_other_scene(
         self, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior
     ) -> dict[str, Float[Tensor, "_"]]:
-        """The same for the LOM when each scene gets the s inferred for its neighbour, and is matched again under it."""
+        """The same for the LOM when each scene gets the s of the one before, and is matched again under it."""
         pair, terms = self.system.ordered, []
-        for batch, posterior in self._batches(images, orderless):
+        before = self._batches(images.roll(1, dims=0), orderless.map(lambda part: part.roll(1, dims=0)))
+        for (batch, posterior), (others, their_posterior) in zip(self._batches(images, orderless), before, strict=True):
             guide = partial(pair.guide, orderless=posterior)
-            other = {"s": guide(batch).scene.roll(1, dims=0)}
+            other = {"s": pair.guide(others, orderless=their_posterior).scene}
             given = [poutine.block(poutine.condition(program, other), hide=["s"]) for program in (pair.model, guide)]
             terms.append(self.elbo.terms(*given, batch))
         return self._by_level(terms)

@@ -77,11 +77,14 @@ def measure(settings: Settings) -> dict[str, Any]:
         given = None if "orderless" in pairs else _inferred(system.orderless.guide, first)
 
         def step(number: int, batches: Callable[[int], Minibatch] = batches) -> None:
+            step_on(batches(number))
+
+        def step_on(batch: Minibatch) -> None:
             take_step(
                 fabric,
                 module,
                 optimizer,
-                to_float(batches(number).images),
+                to_float(batch.images),
                 orderless=given,
                 only=pairs,
                 clip_norm=config.train.clip_norm,
@@ -106,17 +109,16 @@ def measure(settings: Settings) -> dict[str, Any]:
         with parts.watched(objective, adam):
             for number in range(_TIMED_PARTS):
                 with parts.within("data"):
-                    batches(number)
+                    batch = batches(number)
                 with parts.within("ELBO"):
-                    step(number)
+                    step_on(batch)
 
     median = statistics.median(times)
     sampling = _median(partial(_sample, system.final, phase.batch_size), fabric.device)
     evaluation = _median(partial(_reconstruct, system, first), fabric.device)
     reference = REFERENCE_GFLOP.get(config.model.system)
-    comparable = (
-        reference and settings.resolution == 64 and config.model.num_slots == 7 and len(pairs) == len(objective.pairs)
-    )
+    whole = config.model.encoder == "published" and len(pairs) == len(objective.pairs)
+    comparable = reference and whole and settings.resolution == 64 and config.model.num_slots == 7
     reference = reference * phase.batch_size / 8 if comparable else None
     pyro_seconds = seconds_of_pyro(objective, first, orderless=given, only=pairs)
     return {

@@ -49,18 +49,18 @@ def summarise(
         return mean_ari(segmentation.cpu(), labels, num_background)
 
     encoder = _segments(orderless.log_masks)
-    foreground = scenes.num_background
-    summary["ari_fg_encoder"] = ari(encoder, foreground)
-    summary["ari_fg_orderless"] = ari(by_orderless.segments, foreground)
-    summary["ari_fg_ordered"] = ari(by_ordered and by_ordered.segments, foreground)
+    num_background = scenes.num_background
+    summary["ari_fg_encoder"] = ari(encoder, num_background)
+    summary["ari_fg_orderless"] = ari(by_orderless.segments, num_background)
+    summary["ari_fg_ordered"] = ari(by_ordered and by_ordered.segments, num_background)
     summary["ari_all_encoder"] = ari(encoder, 0)
     num_slots = system.orderless.model.num_slots
     few = min(len(images), 500)  # enough for what is slow, and steady
     summary["ari_fg_kmeans_rgb"] = None
     if labels is not None:
-        summary["ari_fg_kmeans_rgb"] = mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], foreground)
+        summary["ari_fg_kmeans_rgb"] = mean_ari(kmeans_rgb(images[:few], num_slots, seed), labels[:few], num_background)
     untrained_masks = Reader(untrained, device).infer(images).log_masks
-    summary["ari_fg_untrained"] = ari(_segments(untrained_masks), foreground)
+    summary["ari_fg_untrained"] = ari(_segments(untrained_masks), num_background)
 
     signs = reader.binding(images[:few])
     summary |= {f"binding_{name}": signs and getattr(signs, name) for name in Binding._fields}
@@ -73,8 +73,10 @@ def summarise(
     terms = ordered and reader.terms(ordered, images, orderless)
     summary["kl_scene"] = ordered and terms["kl_scene"].mean().item()
     summary["kl_slots"] = ordered and terms["kl_slots"].mean().item()
-    elsewhere = system.lom and reader.terms_under_other_scene(images, orderless)
-    summary["kl_slots_other_scene"] = elsewhere and elsewhere["kl_slots"].mean().item()
+    summary["kl_slots_other_scene"] = None
+    if system.lom and len(images) > 1:
+        elsewhere = reader.terms_under_other_scene(images, orderless)
+        summary["kl_slots_other_scene"] = elsewhere["kl_slots"].mean().item()
 
     generated = {
         "samples": ordered and _kept(sample_batches(ordered, len(images), TEMPERATURE)).image,

@@ -54,9 +54,11 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
     """The models and guides of a configuration for images (C, H, W); `scene_prior` takes the place of its own.
 
     Raises:
-        UserError: the configuration and the images do not go together.
+        UserError: the configuration and the images, or the prior, do not go together.
     """
     model, (_, height, width) = config.model, image_shape
+    if scene_prior is not None and not model.system.startswith(("lom-", "scene-")):
+        raise UserError(f"{model.system} has no scene latent for a scene_prior: choose a LOM")
     if height != width or height not in range(32, 129, 16):
         raise UserError(
             f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
@@ -65,7 +67,8 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
     for kind, build_ordered in _ORDERED.items():
         if model.system.startswith(kind):
             orderless = _ORDERLESS[model.system.removeprefix(kind)](config, image_shape)
-            scene_prior = scene_prior or _SCENE_PRIORS[model.scene_prior.kind](model)
+            if scene_prior is None:
+                scene_prior = _SCENE_PRIORS[model.scene_prior.kind](model)
             return System(orderless, build_ordered(config, image_shape, orderless, scene_prior))
     return System(_ORDERLESS[model.system](config, image_shape), None)
 

@@ -27,6 +27,7 @@ class LatentObjectGuide(Program):
             its own ELBO, and no gradient reaches them from here.
         num_encoder_blocks: self-attention blocks in g (A.1 has 3, the ablations' Model 0 has 2).
         num_blocks: self-attention blocks in f'.
+        width: features of a token in g and f'; the slot dimension in the paper.
         mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
         matching: "greedy" (Algorithm 1) or "hungarian".
         scene_pooling: what g reads off its outputs, "sum" (Fig. 5a) or "token" (Fig. 5b).

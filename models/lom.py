@@ -20,14 +20,16 @@ class LatentObjectModel(Program):
         z_k ~ p(z_k | h_k)             independent given h
         x   ~ N(sum_k m_k x_k, sigma)
 
-    Sites `s` (B, 1 | Ds), `h` (deterministic), `z` (B, K | Dz) and `x` (B, 1 | C, H, W), in plates `scenes` at dim -2
-    and `slots` at dim -1.
+    Sites `s` (B, 1 | Ds), `h` (B, K | width; deterministic), `z` (B, K | Dz) and `x` (B, 1 | C, H, W), in plates
+    `scenes` at dim -2 and `slots` at dim -1.
 
     Args:
         decoder: maps a slot to C+1 channels, colours and a mask logit.
+        num_slots, slot_dim, scene_dim: K, Dz and Ds.
         scene_prior: a module that returns p(s), a Pyro distribution of event shape (Ds,); N(0, I) by default.
         order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
         likelihood: maps a rendering to p(x | z), as those of `pyro_lom/likelihoods.py` do.
+        num_blocks: self-attention blocks in f.
         width: features of a token in f; the slot dimension in the paper.
         mlp_ratio: hidden units of f's perceptrons per feature; 1 in the paper.
         num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all
@@ -73,7 +75,7 @@ class LatentObjectModel(Program):
             slots = self.draw_slots()
         if self.training and images is not None and self.num_rendered is not None:
             num_rendered = min(self.num_rendered, num_scenes)
-            scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2)
+            scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2, device=images.device)
         with scenes:
             slots = pyro.subsample(slots, event_dim=1)
             images = images if images is None else pyro.subsample(images, event_dim=2)

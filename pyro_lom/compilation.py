@@ -15,7 +15,7 @@ def compile_networks(objective: Objective, tell: Callable[[str], None] = print) 
     """
     validation = torch.distributions.Distribution._validate_args
     try:
-        torch.compile(lambda x: 2 * x + 1)(torch.ones(2))
+        torch.compile(lambda x: 2 * x + 1)(next(objective.parameters()).detach())
     except Exception as error:  # whatever a compiler may raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         tell(f"warning: networks are not compiled: torch.compile does not work here ({reason})")

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 
 def job_name() -> str | None:
@@ -16,7 +17,7 @@ def job_name() -> str | None:
 
 
 def environment() -> dict:
-    """Commit, job, versions, threads and devices."""
+    """Commit, job, versions, threads, devices, and processes that train together."""
     root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
@@ -30,5 +31,6 @@ def environment() -> dict:
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
+        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
     }

@@ -34,6 +34,7 @@ def hungarian_matching(
 ) -> Int[Tensor, "*batch K"]:
     """The permutation with the smallest total L2 distance; runs on the CPU, one scene at a time."""
     cost = torch.cdist(ordered.float(), orderless.float())
+    cost = cost.nan_to_num(nan=torch.inf).clamp_max(1e30)  # SciPy refuses NaN; what diverged is reported elsewhere
     flat = cost.reshape(-1, *cost.shape[-2:]).cpu().numpy()
     places = torch.stack([torch.as_tensor(linear_sum_assignment(scene)[1]) for scene in flat])
     return places.reshape(cost.shape[:-1]).to(cost.device)

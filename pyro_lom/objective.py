@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
@@ -71,10 +70,6 @@ class Objective(nn.Module):
         """Move each pair's multiplier by its error, nats per scene, averaged over processes."""
         for name, error in errors.items():
             self.pairs[name].elbo.update(error)
-
-    @torch.no_grad()
-    def multipliers(self) -> dict[str, Float[Tensor, ""]]:
-        return {name: pair.elbo.multiplier for name, pair in self.pairs.items()}
 
 
 def _steps(pair: ELBOModule, orderless: OrderlessPosterior) -> list[Step]:

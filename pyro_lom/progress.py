@@ -11,5 +11,7 @@ def progress_line(metrics: dict[str, float], names: tuple[str, ...]) -> str:
             for key, value in metrics.items()
             if key.startswith(name + "/") and key.split("/")[1] not in ("x", "rmse", "rmse_target", "multiplier")
         ]
-        parts.append(f"{name} rmse {rmse:.3f}/{target:.3f} KL {' '.join(kls)} beta {metrics[f'{name}/multiplier']:.2g}")
+        parts.append(
+            f"{name} rmse {rmse:.3f}/{target:.3f} KL {' '.join(kls)} multiplier {metrics[f'{name}/multiplier']:.2g}"
+        )
     return " | ".join(parts)

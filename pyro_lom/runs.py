@@ -51,7 +51,7 @@ class Run:
                 try:
                     folder.mkdir()
                     break
-                except FileExistsError:  # another process took the number
+                except FileExistsError:  # another process took number and name
                     continue
         run = cls(folder)
         try:
@@ -75,12 +75,14 @@ class Run:
         return run
 
     @classmethod
-    def restarted(cls, runs_dir: Path) -> "Run | None":
-        """The run that this job began before torchrun restarted its processes; None if it began none."""
+    def restarted(cls, runs_dir: Path, config: dict) -> "Run | None":
+        """The run of `config` that this job began before torchrun restarted its processes; None if it began none."""
         job = job_name()
         for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True) if job else ():
-            if (folder / "environment.json").exists() and cls(folder).read_json("environment.json").get("job") == job:
-                return cls(folder)
+            run = cls(folder)
+            with suppress(UserError):  # others' runs may be damaged
+                if run.read_json("environment.json")["job"] == job and run.read_json("config.json") == config:
+                    return run
         return None
 
     @property

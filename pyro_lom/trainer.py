@@ -217,11 +217,11 @@ class Trainer:
         rate = self._count_time()
         metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
-        metrics["loss"] = evaluation.loss.item()
-        metrics |= {name: value.item() for name, value in evaluation.terms.items()}
+        metrics |= self._means({"loss": evaluation.loss, **evaluation.terms})
+        errors = self._means(evaluation.errors)
         for name in names:
             elbo = self.objective.pairs[name].elbo
-            metrics[f"{name}/rmse"] = elbo.target.rmse(evaluation.errors[name].item())
+            metrics[f"{name}/rmse"] = elbo.target.rmse(errors[name])
             metrics[f"{name}/rmse_target"] = elbo.target.rmse(elbo.target.nats)
             metrics[f"{name}/multiplier"] = elbo.multiplier.item()
         if self.fabric.is_global_zero:
@@ -229,6 +229,11 @@ class Trainer:
             self._watched |= metrics
             still = (name for name in self.objective.pairs if name not in names and f"{name}/rmse" in self._watched)
             self.progress.set_postfix_str(progress_line(self._watched, (*names, *still)), refresh=False)
+
+    def _means(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Over all processes, read back at once."""
+        means = self.fabric.all_reduce(torch.stack([*values.values()]), reduce_op="mean")
+        return dict(zip(values, means.tolist(), strict=True))
 
     def _save(self, optimizer=None) -> None:
         """Write a checkpoint, of finite numbers only."""

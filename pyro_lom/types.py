@@ -33,7 +33,8 @@ class OrderlessPosterior(NamedTuple):
     loc: Float[Tensor, "*batch K Dz"]
     scale: Float[Tensor, "*batch K Dz"]
     log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # those that the encoder pooled features over
-    steps: tuple[SlotMoments, ...] = ()  # of a guide that infers in steps: what came before loc and scale, in order
+    # Of a guide that infers in steps: what came before loc and scale, in order: EMORL's q_1 to q_3, and refined ones.
+    steps: tuple[SlotMoments, ...] = ()
 
     def map(self, function: Callable[..., Tensor], *others: "OrderlessPosterior") -> "OrderlessPosterior":
         """The same with every tensor put through `function`, together with its counterparts in `others`."""

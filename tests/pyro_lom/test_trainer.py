@@ -356,7 +356,7 @@ def test_gradients_are_clipped(tmp_path, uninterrupted):
 def test_progress_shows_what_one_watches():
     metrics = {"images_per_second": 123.4, "ordered/x": -5.0, "ordered/s": 12.3, "ordered/z": 45.6}
     metrics |= {"ordered/rmse": 0.0512, "ordered/rmse_target": 0.035, "ordered/multiplier": 0.0213}
-    assert progress_line(metrics, ("ordered",)) == "123 img/s | ordered rmse 0.051/0.035 KL s 12 z 46 beta 0.021"
+    assert progress_line(metrics, ("ordered",)) == "123 img/s | ordered rmse 0.051/0.035 KL s 12 z 46 multiplier 0.021"
 
 
 # One step, however it is computed.
