@@ -21,7 +21,7 @@ from experiments.loading import read_data
 from experiments.measures import measure
 from experiments.presets import preset
 from experiments.reading import TEMPERATURE, sample_scenes
-from experiments.systems import build_objective, build_system
+from experiments.systems import build_objective, build_phases, build_system
 from experiments.tables import grid
 from pyro_lom import figures
 from pyro_lom.errors import UserError
@@ -83,15 +83,18 @@ def main(arguments: list[str]) -> None:
 
 
 def _configuration(name: str, fit_options: list[str]) -> Config:
-    """A preset with options of `fit.py`, of which everything is refused that `fit.py` would refuse."""
+    """A preset with options of `fit.py`, refused here where `fit.py` would refuse them, before any run begins."""
     default = fitting.Arguments(preset(name))
     parsed = cli.parse(fitting.Arguments, fit_options, default=default, prog="fit.py", description=fitting.DESCRIPTION)
     config = parsed.config
     if parsed != replace(default, config=config) or config.seed != default.config.seed:
         raise UserError("of the options of fit.py, none but --model.*, --data.* and --train.* can follow the --")
     check(config)
+    fitting.check_target(config, default.config)
     image_shape = read_data(config.data).image_shape
-    build_objective(config, build_system(config, image_shape), image_shape)
+    system = build_system(config, image_shape)
+    build_objective(config, system, image_shape)
+    build_phases(config, system)
     return fitting.anchored(config)
 
 

@@ -74,16 +74,27 @@ def main(arguments: list[str]) -> None:
                 "--accumulate and --compile may be given"
             )
         config = from_dict(Run.open(options.resume).read_json("config.json"), place=f"{options.resume}/config.json")
-    elif config.train.geco.target != default.config.train.geco.target and config.train.geco.target_rmse is not None:
-        raise UserError(
-            f"--train.geco.target {config.train.geco.target} would not count beside --train.geco.target-rmse "
-            f"{config.train.geco.target_rmse}: change that one, or pass --train.geco.target-rmse None"
-        )
+    else:
+        check_target(config, default.config)
     if options.dry_run:
         print_plan(config)
         return
     of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
     fit(config, resume=options.resume, runs_dir=options.runs_dir, **of_devices)
+
+
+def check_target(config: Config, default: Config) -> None:
+    """Refuse options that set the one of two targets which does not count.
+
+    Raises:
+        UserError: names the one that does.
+    """
+    geco = config.train.geco
+    if geco.target != default.train.geco.target and geco.target_rmse is not None:
+        raise UserError(
+            f"--train.geco.target {geco.target} would not count beside --train.geco.target-rmse {geco.target_rmse}: "
+            "change that one, or pass --train.geco.target-rmse None"
+        )
 
 
 @pyro.validation_enabled(False)  # a NaN is reported by the trainer, by site and step

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from experiments.config import Config, overrides, to_dict
+from experiments.config import Config, from_dict, overrides
 from experiments.presets import preset
 from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
@@ -40,11 +40,11 @@ class Job:
 
     def run(self) -> Run | None:
         """The last run of this very configuration, finished or not."""
-        wanted = to_dict(self.config)
         for folder in sorted(self.study.glob(f"?????-{self.name}"), reverse=True):
             run = Run(folder)
-            if (folder / "config.json").exists() and run.read_json("config.json") == wanted:
-                return run
+            with suppress(UserError):  # no run, a damaged one, or one of another version
+                if from_dict(run.read_json("config.json")) == self.config:
+                    return run
         return None
 
     def finished(self) -> Run | None:

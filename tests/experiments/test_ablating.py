@@ -185,6 +185,7 @@ def test_a_stopped_study_says_how_to_go_on(ablate, tmp_path, monkeypatch, number
         ([NAME, "--", "--seed", "3"], "of the options of fit.py, none but --model.*, --data.* and --train.* "),
         ([NAME, "--", "--runs-dir", "here"], "of the options of fit.py, none but "),
         ([NAME, "--", "--train.steps", "0"], "--train.steps is 0: it must be 1 or more"),
+        ([NAME, "--", "--train.geco.target", "-0.3"], "--train.geco.target -0.3 would not count beside "),
         ([NAME, "--", "--train.stepz", "3"], "Unrecognized options: --train.stepz"),
         (
             ["ablation-0"],
