@@ -439,6 +439,15 @@ def test_data_without_scenes_to_train_on(refused, tiny, towers, tmp_path):
     assert refused(*tiny, "--data.path", "mine.h5") == 'towers has no split "train"; choose one of: test'
 
 
+def test_resume_on_another_number_of_devices_warns_of_another_batch(fit, run_folder):
+    environment = json.loads((run_folder / "environment.json").read_text())
+    assert environment["processes"] == 1
+    (run_folder / "environment.json").write_text(json.dumps(environment | {"processes": 2}))
+    line = "warning: a step takes 4 scenes, and took 8 on the 2 devices that the run began on: --global-batch-size 8"
+    assert line in fit("--resume", run_folder)[2]
+    assert "warning" not in fit("--resume", run_folder, "--global-batch-size", "4")[2]
+
+
 def test_resume_needs_a_run(refused, tmp_path):
     Path("notes").mkdir()
     for name in ("notes", "nowhere"):

@@ -69,6 +69,19 @@ def test_what_is_no_run_is_not_opened(tmp_path):
         Run.open(tmp_path / "nowhere")
 
 
+def test_a_restarted_job_finds_the_run_that_it_began(tmp_path, monkeypatch):
+    alone = Run.create(tmp_path, "alone", {"seed": 0})
+    assert Run.restarted(tmp_path, {"seed": 0}) is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert Run.restarted(tmp_path, {"seed": 0}) is None
+    run = Run.create(tmp_path, "job", {"seed": 0})
+    (Run.create(tmp_path, "damaged", {"seed": 0}).folder / "environment.json").write_text("{")
+    assert Run.restarted(tmp_path, {"seed": 0}).folder == run.folder != alone.folder
+    assert Run.restarted(tmp_path, {"seed": 1}) is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert Run.restarted(tmp_path, {"seed": 0}) is None
+
+
 @pytest.mark.parametrize("content", [b"", b'{"preset": "de', b"\xff\xfe\x00"])
 def test_damaged_json(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
