@@ -81,7 +81,7 @@ def build_objective(config: Config, system: System, image_shape: ImageShape) -> 
     """
     train = config.train
     nats = FreeNats.constant(train.orderless_free_nats_per_dim * config.model.slot_dim)
-    free_nats = {site: nats for site in system.orderless.model.LATENTS}
+    free_nats = {site: nats for site in system.orderless.model.latent_sites}
     pairs = {"orderless": _geco(config, image_shape, free_nats)(*system.orderless)}
     if system.ordered is not None:
         final_from = train.steps - round(train.orderless_first * train.steps) - train.final_steps

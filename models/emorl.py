@@ -25,7 +25,7 @@ class EfficientMorl(Program):
     a rendering to p(x | o_1), and `width` is that of the perceptron's hidden layer.
     """
 
-    LATENTS = ("o_3", "o_2", "o_1")
+    latent_sites = ("o_3", "o_2", "o_1")
     slot_sites = ("o_1",)
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, likelihood: nn.Module, width: int = 128):

@@ -21,7 +21,7 @@ class GenesisV2(Program):
     to p(x | o), as those of `pyro_lom/likelihoods.py` do.
     """
 
-    LATENTS = slot_sites = ("o",)
+    latent_sites = slot_sites = ("o",)
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, likelihood: nn.Module):
         super().__init__()

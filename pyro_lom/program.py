@@ -8,6 +8,9 @@ from torch import nn
 class Program(nn.Module):
     """A Pyro model or guide written as an `nn.Module`.
 
+    A model names its sites: `slot_sites`, those that hold the slots which `render` takes, and an orderless one also
+    `latent_sites`, all of its latents.
+
     It trains with a torch optimiser over `parameters()`. Stock `pyro.infer.SVI` finds parameters by listening for
     `param` messages instead, and would silently train nothing; so while it listens, and only then, a call announces
     each parameter. Nothing enters Pyro's global parameter store: two instances never share a parameter.
