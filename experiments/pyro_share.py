@@ -77,7 +77,7 @@ class _Plain:
         self.sites[name] = {"fn": fn, "value": value, "is_observed": obs is not None}
         return value
 
-    def plate(self, name: str, size: int, subsample_size: int | None = None, dim: int | None = None) -> Any:
+    def plate(self, name: str, size: int, subsample_size: int | None = None, **_: Any) -> Any:
         self._size = subsample_size
         return nullcontext()
 

@@ -24,6 +24,6 @@ def test_without_git_there_is_no_commit(monkeypatch):
 def test_a_job_is_named_by_its_id_and_what_starts_it(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert job_name().startswith("none ") and job_name().endswith(f" {os.getppid()}")
-    others = job_name()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert job_name() != others
+    ours = job_name()
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    assert job_name() != ours
