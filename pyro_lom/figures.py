@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -66,7 +67,8 @@ def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) 
         for column, image in enumerate(images.cpu()):
             top, left = row * (height + gap), column * (width + gap)
             canvas[:, top : top + height, left : left + width] = image.clamp(0, 1)
-    figure = Figure(figsize=(_CELL * columns + 1.7, _CELL * len(rows) + 0.4), dpi=150)
+    longest = max(len(line) for label, _ in rows for line in label.splitlines())
+    figure = Figure(figsize=(_CELL * columns + max(1.7, 0.06 * longest + 0.15), _CELL * len(rows) + 0.4), dpi=150)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     share_x, share_y = _CELL * columns / figure.get_figwidth(), _CELL * len(rows) / figure.get_figheight()
     axis = figure.add_axes((1 - share_x, 0, share_x, share_y))
@@ -131,7 +133,10 @@ def save_error_bars(
 
 
 def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None]]]) -> None:
-    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot; None is none."""
+    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot; None is none.
+
+    Where the largest value is more than five times the smallest, the axis is logarithmic.
+    """
     num_boxes = max(map(len, panels.values()))
     figure = Figure(figsize=(len(panels) * (0.45 * num_boxes + 1.2), 3.6), dpi=150, layout="constrained")
     for axis, (title, boxes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -141,6 +146,12 @@ def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None
             axis.plot([place] * len(values), values, "o", color="C0", markersize=3, alpha=0.7)
         axis.set_xticks(range(1, len(boxes) + 1), boxes, rotation=45, ha="right", fontsize=7)
         axis.set_title(title, fontsize=9)
+        every = [value for values in known for value in values] or [1.0]
+        if max(every) > 5 * min(every) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="y", labelsize=7)
         axis.grid(axis="y", alpha=0.3)
     _save(figure, path)
