@@ -47,5 +47,6 @@ def test_compiled_networks_give_the_same_numbers(monkeypatch):
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     (expected, gradients), (found, compiled_gradients) = evaluate(plain), evaluate(compiled)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    rounding = 1e-6 * max(gradient.abs().max().item() for gradient in gradients)  # some are zero but for it
     for here, there in zip(compiled_gradients, gradients, strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-3 * there.abs().max().item())
+        torch.testing.assert_close(here, there, rtol=1e-3, atol=max(rounding, 1e-3 * there.abs().max().item()))
