@@ -82,7 +82,7 @@ def lom_genesis_v2_towers_bag_of_words() -> Config:
 
 
 def lom_emorl_towers() -> Config:
-    """LOM-EMORL in small, for a quarter of an hour on two CPU cores.
+    """LOM-EMORL in small, for 7 to 15 minutes on two CPU cores.
 
     It departs from the paper as the demo does, and has in the place of EMORL's networks the demo's encoder, and an
     attention that starts as soft k-means over it. One slot more than things in a scene, as slots that start anywhere
