@@ -81,7 +81,7 @@ class Run:
         for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True) if job else ():
             run = cls(folder)
             with suppress(UserError):  # others' runs may be damaged
-                if run.read_json("environment.json")["job"] == job and run.read_json("config.json") == config:
+                if run.read_json("environment.json").get("job") == job and run.read_json("config.json") == config:
                     return run
         return None
 

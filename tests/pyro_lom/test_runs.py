@@ -75,7 +75,8 @@ def test_a_restarted_job_finds_the_run_that_it_began(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     assert Run.restarted(tmp_path, {"seed": 0}) is None
     run = Run.create(tmp_path, "job", {"seed": 0})
-    (Run.create(tmp_path, "damaged", {"seed": 0}).folder / "environment.json").write_text("{")
+    for name, content in (("damaged", "{"), ("old", "{}")):
+        (Run.create(tmp_path, name, {"seed": 0}).folder / "environment.json").write_text(content)
     assert Run.restarted(tmp_path, {"seed": 0}).folder == run.folder != alone.folder
     assert Run.restarted(tmp_path, {"seed": 1}) is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
