@@ -59,6 +59,7 @@ def shuffled_posterior(system: System, orderless: OrderlessPosterior) -> Renderi
 
 
 def shuffled_batches(system: System, orderless: OrderlessPosterior) -> Iterator[Rendering]:
+    """The same in batches, of which one at a time needs memory for its components."""
     slots = torch.normal(orderless.loc, orderless.scale).flatten(0, 1)
     shuffled = slots[torch.randperm(len(slots), device=slots.device)].view_as(orderless.loc)
     for first in progress(range(0, len(shuffled), _BATCH), "shuffling"):
@@ -82,8 +83,10 @@ class Reader:
 
     def binding(self, images: Float[Tensor, "B C H W"]) -> Binding | None:
         """Signs of whether slots bind to things, from the encoder's masks; None without masks, or two scenes."""
+        if len(images) < 2:
+            return None
         first, second = (self.infer(images).log_masks for _ in range(2))
-        return None if first is None or len(images) < 2 else binding(first, second)
+        return None if first is None else binding(first, second)
 
     @torch.no_grad()
     def reconstruct(self, pair: Pair, images: Float[Tensor, "B C H W"], orderless: OrderlessPosterior) -> Rendering:
