@@ -24,7 +24,7 @@ from pyro_lom.compilation import compile_networks
 from pyro_lom.data.device_minibatches import Minibatch, Prefetched, on_device
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
-from pyro_lom.step import take_step
+from pyro_lom.step import set_up, take_step
 from pyro_lom.types import OrderlessPosterior
 
 # GFLOP of a training step at 64x64, K = 7, batch 8, of products that its equations ask for: forward, and twice as many
@@ -66,7 +66,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     if settings.compiled:
         compile_networks(objective, partial(print, file=sys.stderr))
     adam = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    module, optimizer = fabric.setup(objective, adam)
+    training, optimizer = set_up(fabric, objective, adam, pairs)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.h5"
@@ -82,24 +82,23 @@ def measure(settings: Settings) -> dict[str, Any]:
         def step_on(batch: Minibatch) -> None:
             take_step(
                 fabric,
-                module,
+                training,
                 optimizer,
                 to_float(batch.images),
                 orderless=given,
-                only=pairs,
                 clip_norm=config.train.clip_norm,
                 accumulate=settings.accumulate,
             )
 
+        peak = partial(_matrix_product_gflops, fabric.device, config.train.precision)
+        peaks = [peak()]
         for number in range(_WARM_UP):
             step(number)
         if fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(fabric.device)  # a compiler and cuDNN try what they do not keep
-        peak = partial(_matrix_product_gflops, fabric.device, config.train.precision)
-        peaks = [peak()]
         times = _step_times(step, settings.steps, fabric.device)
-        peaks.append(peak())
         memory = _peak_memory_mb(fabric.device)
+        peaks.append(peak())
         loading = [seconds(lambda number=number: minibatches(number), fabric.device) for number in range(100)]
         read_ahead = None
         if fabric.device.type == "cuda":  # as where the data do not fit on it

@@ -12,11 +12,15 @@ from pyro_lom.types import OrderlessPosterior
 
 
 class Evaluation(NamedTuple):
-    """One evaluation of the objective on a batch; everything in nats per scene, averaged over the batch."""
+    """A loss on a batch, of one pair or of several; everything in nats per scene, averaged over the batch."""
 
     loss: Float[Tensor, ""]
     errors: dict[str, Float[Tensor, ""]]  # by pair: negative log-likelihood, what GECO steers by
     terms: dict[str, Float[Tensor, ""]]  # by "pair/site": negative log-likelihoods and KLs, without free nats
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Of different pairs."""
+        return Evaluation(self.loss + other.loss, self.errors | other.errors, self.terms | other.terms)
 
 
 class Step(NamedTuple):
@@ -27,15 +31,48 @@ class Step(NamedTuple):
     guide: Callable
 
 
-class Objective(nn.Module):
-    """L = L_orderless + L_LOM, each under its own GECO (Eq. 9); the one module whose `forward` a trainer calls.
-
-    The orderless posterior is inferred once and handed to both guides; the LOM guide stops its gradient, so neither
-    ELBO disturbs the other and a pair may as well be trained alone.
+class PairObjective(ELBOModule):
+    """L_orderless or L_LOM, by its name: one of the two losses of Eq. 9.
 
     A guide that infers in steps may offer `training_steps(orderless) -> list[Step]`, whose losses are added in the
     place of the pair's own. What is reported of a site is of the last step that has it, and so is the error that moves
     the multiplier.
+    """
+
+    def __init__(self, name: str, pair: ELBOModule):
+        super().__init__(pair.model, pair.guide, pair.elbo)
+        self.name = name
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None
+    ) -> tuple[Evaluation, OrderlessPosterior]:
+        """The loss on `images`, and the orderless posterior without its graph, for the next pair.
+
+        The orderless pair infers the posterior where none is given; an ordered pair has to be given it.
+        """
+        if orderless is None:
+            orderless = self.guide.infer(images)
+        loss, terms = 0.0, {}
+        for weight, model, guide in self._steps(orderless):
+            found = self.elbo.terms(model, guide, images)
+            loss = loss + weight * self.elbo.combine(found)
+            error = self.elbo.error(found).detach()
+            terms |= {f"{self.name}/{site}": -value.detach().mean() for site, value in found.log_likelihood.items()}
+            terms |= {f"{self.name}/{site}": value.detach().mean() for site, value in found.kl.items()}
+        return Evaluation(loss, {self.name: error}, terms), orderless.detach()
+
+    def _steps(self, orderless: OrderlessPosterior) -> list[Step]:
+        if hasattr(self.guide, "training_steps"):
+            return self.guide.training_steps(orderless)
+        return [Step(1.0, self.model, partial(self.guide, orderless=orderless))]
+
+
+class Objective(nn.Module):
+    """L = L_orderless + L_LOM, each under its own GECO (Eq. 9).
+
+    The orderless posterior is inferred once and handed to both guides; the LOM guide stops its gradient, so neither
+    ELBO disturbs the other, and a pair may as well be trained alone. Nor need their gradients be taken at once: a
+    training step evaluates `pairs` in turn, each with its backward pass, and holds one graph at a time.
 
     Args:
         pairs: `ELBOModule`s by name, "orderless" and, for a LOM, "ordered".
@@ -43,7 +80,7 @@ class Objective(nn.Module):
 
     def __init__(self, pairs: dict[str, ELBOModule]):
         super().__init__()
-        self.pairs = nn.ModuleDict(pairs)
+        self.pairs = nn.ModuleDict({name: PairObjective(name, pair) for name, pair in pairs.items()})
 
     def forward(
         self,
@@ -53,26 +90,16 @@ class Objective(nn.Module):
         only: Iterable[str] | None = None,
     ) -> Evaluation:
         """The loss on `images`, of all pairs or of those named in `only`."""
-        if orderless is None:
+        names = list(self.pairs if only is None else only)
+        if orderless is None and "orderless" not in names:
             orderless = self.pairs["orderless"].guide.infer(images)
-        loss, errors, site_terms = 0.0, {}, {}
-        for name in self.pairs if only is None else only:
-            pair = self.pairs[name]
-            for weight, model, guide in _steps(pair, orderless):
-                terms = pair.elbo.terms(model, guide, images)
-                loss = loss + weight * pair.elbo.combine(terms)
-                errors[name] = pair.elbo.error(terms).detach()
-                site_terms |= {f"{name}/{site}": -value.detach().mean() for site, value in terms.log_likelihood.items()}
-                site_terms |= {f"{name}/{site}": value.detach().mean() for site, value in terms.kl.items()}
-        return Evaluation(loss, errors, site_terms)
+        total = Evaluation(0.0, {}, {})
+        for name in names:
+            evaluation, orderless = self.pairs[name](images, orderless=orderless)
+            total += evaluation
+        return total
 
     def update(self, errors: dict[str, Float[Tensor, ""]]) -> None:
         """Move each pair's multiplier by its error, nats per scene, averaged over processes."""
         for name, error in errors.items():
             self.pairs[name].elbo.update(error)
-
-
-def _steps(pair: ELBOModule, orderless: OrderlessPosterior) -> list[Step]:
-    if hasattr(pair.guide, "training_steps"):
-        return pair.guide.training_steps(orderless)
-    return [Step(1.0, pair.model, partial(pair.guide, orderless=orderless))]

@@ -1,29 +1,40 @@
 """One training step."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pyro_lom.objective import Evaluation
+from pyro_lom.objective import Evaluation, Objective
 from pyro_lom.types import OrderlessPosterior
+
+
+def set_up(
+    fabric: Fabric, objective: Objective, optimizer: torch.optim.Optimizer, only: Iterable[str] | None = None
+) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
+    """The pairs that train, all or those named in `only`, and their optimiser, as `take_step` wants them."""
+    pairs = {name: fabric.setup_module(objective.pairs[name]) for name in (only or objective.pairs)}
+    return pairs, fabric.setup_optimizers(optimizer)
 
 
 def take_step(
     fabric: Fabric,
-    module: nn.Module,
+    pairs: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     images: Float[Tensor, "B C H W"],
     *,
     orderless: OrderlessPosterior | None = None,
-    only: tuple[str, ...] | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
 ) -> Evaluation:
-    """One step of an objective that `fabric.setup` gave back as `module`, and of its multipliers.
+    """One step of the `pairs` that `set_up` gave back, and of their multipliers.
 
-    The batch is taken in `accumulate` equal parts, one after another, whose mean gradient is that of the whole.
+    A pair's backward pass runs before the next pair's forward pass: their gradients do not meet, and the graph of one
+    decoder is all that is held at once. The batch is taken in `accumulate` equal parts, one after another, whose mean
+    gradient is that of the whole.
     """
     parts = images.chunk(accumulate)
     given = [None] * len(parts)
@@ -32,14 +43,19 @@ def take_step(
         given = [OrderlessPosterior(*piece) for piece in zip(*pieces, strict=True)]
     evaluations = []
     optimizer.zero_grad()
-    for part, posterior in zip(parts, given, strict=True):
-        with fabric.no_backward_sync(module, enabled=len(evaluations) + 1 < accumulate):
-            evaluation = module(part, orderless=posterior, only=only)
-            fabric.backward(evaluation.loss / accumulate)
-        evaluations.append(tree_map(torch.detach, evaluation))
+    for number, (part, posterior) in enumerate(zip(parts, given, strict=True), start=1):
+        total = Evaluation(0.0, {}, {})
+        for pair in pairs.values():
+            with fabric.no_backward_sync(pair, enabled=number < accumulate):
+                evaluation, posterior = pair(part, orderless=posterior)
+                fabric.backward(evaluation.loss / accumulate)
+            total += tree_map(torch.detach, evaluation)
+        evaluations.append(total)
     evaluation = tree_map(lambda *values: sum(values) / accumulate, *evaluations)
     if clip_norm is not None:
-        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+        # Of all that the optimiser holds, whichever module one names.
+        fabric.clip_gradients(pair, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     optimizer.step()
-    module.update({name: fabric.all_reduce(error, reduce_op="mean") for name, error in evaluation.errors.items()})
+    for name, error in evaluation.errors.items():
+        pairs[name].elbo.update(fabric.all_reduce(error, reduce_op="mean"))
     return evaluation

@@ -20,7 +20,7 @@ from pyro_lom.optimizer_state import foreign_names, load_named_state, named_stat
 from pyro_lom.phase import Phase
 from pyro_lom.progress import progress_line
 from pyro_lom.runs import Progress, Run, load_weights
-from pyro_lom.step import take_step
+from pyro_lom.step import set_up, take_step
 from pyro_lom.types import OrderlessPosterior
 
 
@@ -120,9 +120,9 @@ class Trainer:
         fabric = self.fabric
         minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
         batches = on_device(minibatches, fabric.device)
-        options = dict(only=names, clip_norm=self.clip_norm, accumulate=self.accumulate)
+        options = dict(clip_norm=self.clip_norm, accumulate=self.accumulate)
         cache = None if "orderless" in names else self._infer_all()
-        module, optimizer = self._set_up(phase)
+        pairs, optimizer = self._set_up(phase, names)
         self.progress.set_description_str("+".join(names), refresh=False)
 
         self._watch = NonFiniteWatch(never=self.num_steps + 1)
@@ -133,7 +133,7 @@ class Trainer:
                 group["lr"] = phase.learning_rate_at(self.step - start)
             images, rows = batches(self.step)
             orderless = None if cache is None else OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = take_step(fabric, module, optimizer, to_float(images), orderless=orderless, **options)
+            evaluation = take_step(fabric, pairs, optimizer, to_float(images), orderless=orderless, **options)
             self.step += 1
             self._watch.note(self.step, evaluation.terms)
             self.images_seen += phase.batch_size * fabric.world_size
@@ -152,11 +152,11 @@ class Trainer:
                 self._begin_window()
         self._optimizer_tensors = None
 
-    def _set_up(self, phase: Phase):
+    def _set_up(self, phase: Phase, names: tuple[str, ...]):
         named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         optimizer = torch.optim.Adam([p for _, p in named], lr=phase.learning_rate, fused=True)
         self._trained_names = [name for name, _ in named]
-        module, optimizer = self.fabric.setup(self.objective, optimizer)
+        pairs, optimizer = set_up(self.fabric, self.objective, optimizer, names)
         if self._optimizer_tensors:
             if others := foreign_names(self._optimizer_tensors, self._trained_names):
                 raise UserError(
@@ -164,7 +164,7 @@ class Trainer:
                     f"{self.step} of this configuration: restore the config.json that the run began with"
                 )
             load_named_state(optimizer, self._trained_names, self._optimizer_tensors)
-        return module, optimizer
+        return pairs, optimizer
 
     @torch.no_grad()
     def _infer_all(self, batch_size: int = 64) -> OrderlessPosterior:

@@ -13,7 +13,7 @@ from pyro_lom.data.device_minibatches import Prefetched, Resident
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.data.towers import make_towers
 from pyro_lom.non_finite import NonFiniteWatch
-from pyro_lom.step import take_step
+from pyro_lom.step import set_up, take_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,10 +39,10 @@ class Training:
         if compiled and not compile_networks(self.objective):
             pytest.skip("torch.compile does not work here")
         adam = torch.optim.Adam(self.objective.parameters(), lr=1e-4, fused=True)
-        self.module, self.optimizer = self.fabric.setup(self.objective, adam)
+        self.pairs, self.optimizer = set_up(self.fabric, self.objective, adam)
 
     def step(self, images, **options):
-        return take_step(self.fabric, self.module, self.optimizer, images, clip_norm=100.0, **options)
+        return take_step(self.fabric, self.pairs, self.optimizer, images, clip_norm=100.0, **options)
 
     def step_with_fixed_noise(self):
         with FixedNoise(len(BATCH)):

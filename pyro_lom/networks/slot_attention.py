@@ -75,10 +75,11 @@ class StochasticSlotAttention(nn.Module):
         pixels: Float[Tensor, "B N width"],
     ) -> Attended:
         query = self.query(self.norm(slots))
-        logits = query @ self.key(pixels).transpose(-1, -2) / query.shape[-1] ** 0.5
+        # Keys and values are linear in the pixels: their maps are applied to K slots in the place of N pixels.
+        logits = (query @ self.key.weight) @ pixels.transpose(-1, -2) / query.shape[-1] ** 0.5
         log_masks = logits.float().log_softmax(-2)
         weights = log_masks.exp() + 1e-8
-        pooled = (weights / weights.sum(-1, keepdim=True)) @ self.value(pixels)
+        pooled = self.value((weights / weights.sum(-1, keepdim=True)) @ pixels)
         halves = []
         for recurrent, residual, half in zip(self.recurrent, self.residual, raw.chunk(2, dim=-1), strict=True):
             half = recurrent(pooled.flatten(0, -2), half.flatten(0, -2)).view_as(half)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from pyro_lom.non_finite import NonFiniteLoss, NonFiniteWatch
 from pyro_lom.phase import Phase
 from pyro_lom.progress import progress_line
 from pyro_lom.runs import Run
-from pyro_lom.step import take_step
+from pyro_lom.step import set_up, take_step
 from pyro_lom.trainer import Interrupted, Trainer
 
 NUM_STEPS = 10
@@ -368,10 +369,10 @@ def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v
     """What two steps on `images` make of the weights and the multipliers, with noise that belongs to their rows."""
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     objective = tiny_objective(system)
-    module, optimizer = fabric.setup(objective, torch.optim.SGD(objective.parameters(), lr=1e-4))
+    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=1e-4))
     for _ in range(2):
         with FixedNoise(len(BATCH), first):
-            take_step(fabric, module, optimizer, images, clip_norm=100.0, accumulate=accumulate)
+            take_step(fabric, pairs, optimizer, images, clip_norm=100.0, accumulate=accumulate)
     return {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
 
 
@@ -388,6 +389,34 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(accumulate):
     assert_same_step(step_of(BATCH, accumulate=accumulate), step_of(BATCH))
 
 
+def test_one_graph_is_held_at_a_time():
+    """The orderless pair's backward pass is over, and its graph gone, before the ordered pair begins."""
+    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
+    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=0.0))
+    orderless, decoded, began = objective.pairs["orderless"], [], []
+    orderless.model.decoder.register_forward_hook(lambda _, inputs, output: decoded.append(weakref.ref(output)))
+
+    def look(*_):
+        began.append(all(parameter.grad is not None for parameter in orderless.parameters()))
+        assert decoded and all(output() is None for output in decoded)
+
+    objective.pairs["ordered"].register_forward_pre_hook(look)
+    take_step(fabric, pairs, optimizer, BATCH, accumulate=2)
+    assert began == [True, True]
+
+
+def test_clipping_is_of_the_gradient_of_all_pairs():
+    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
+    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=0.0))
+    take_step(fabric, pairs, optimizer, BATCH, clip_norm=1e-3)
+    norms = {
+        name: torch.stack([parameter.grad.norm() for parameter in pair.parameters()]).norm()
+        for name, pair in objective.pairs.items()
+    }
+    assert all(norm > 0 for norm in norms.values())
+    torch.testing.assert_close(torch.stack([*norms.values()]).norm(), torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
 def test_parts_of_another_batch_do_not():
     with pytest.raises(AssertionError):
         assert_same_step(step_of(BATCH.flip(-1), accumulate=2), step_of(BATCH))
@@ -395,6 +424,7 @@ def test_parts_of_another_batch_do_not():
 
 RANK = """
 import sys
+import weakref
 import pyro
 import torch
 from lightning_fabric import Fabric
@@ -443,13 +473,13 @@ class Waits(TorchDispatchMode):
 def test_no_value_is_read_back_from_the_device_within_a_step(system, tmp_path):
     pyro.enable_validation(False)
     fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective(system)
-    module, optimizer = fabric.setup(objective, torch.optim.Adam(objective.parameters(), fused=True))
+    pairs, optimizer = set_up(fabric, objective, torch.optim.Adam(objective.parameters(), fused=True))
     batches = Prefetched(Minibatches(IMAGES, 4, seed=0), fabric.device)
     watch = NonFiniteWatch(never=9)
 
     def step(number):
         images, _ = batches(number)
-        evaluation = take_step(fabric, module, optimizer, to_float(images), clip_norm=100.0)
+        evaluation = take_step(fabric, pairs, optimizer, to_float(images), clip_norm=100.0)
         watch.note(number, evaluation.terms)
 
     step(0)  # makes Adam's state
