@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.config import Config, Count, Model, Slots, check_bounds
-from experiments.devices import shared_out
+from experiments.devices import check_cuda_graph, shared_out
 from experiments.presets import PRESETS, preset
 from experiments.step_timing import Settings, measure
 from experiments.systems import build_phases, build_system
@@ -27,8 +27,21 @@ device's fastest matrix product in the same process."""
 
 SYSTEMS = tuple(name for name in get_args(get_type_hints(Model)["system"]) if f"{name}-objects-room" in PRESETS)
 Precision = Literal["32-true", "bf16-mixed"]
+Mode = Literal["eager", "compiled", "cuda-graph", "compiled-cuda-graph"]
 Row = dict[str, Any]
-IDENTITY = ("system", "data", "pairs", "resolution", "slots", "batch", "precision", "device", "compiled", "accumulate")
+IDENTITY = (
+    "system",
+    "data",
+    "pairs",
+    "resolution",
+    "slots",
+    "batch",
+    "precision",
+    "device",
+    "compiled",
+    "cuda_graph",
+    "accumulate",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,8 @@ class Arguments:
     """Of arithmetic."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU where there is one."""
-    compiled: bool = False
-    """Compile the networks, as `fit.py --compile` does."""
+    modes: tuple[Mode, ...] = ("eager",)
+    """How steps run: as they are, with compiled networks (`fit.py --compile`), as a CUDA graph (`--cuda-graph`)."""
     accumulate: Count = 1
     """Parts that a batch is taken in, as `fit.py --accumulate` does."""
     steps: Count = 15
@@ -62,7 +75,7 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="benchmark.py", description=DESCRIPTION)
     check_bounds(options)
-    for name in ("systems", "precisions"):
+    for name in ("systems", "precisions", "modes"):
         if not getattr(options, name):
             raise UserError(f"--{name} needs one or more")
     cli.check_output(options.json, "--json")
@@ -96,14 +109,17 @@ def _settings(options: Arguments) -> list[Settings]:
             options.slots or (base.model.num_slots,),
             options.batch_sizes or (None,),
             options.precisions,
+            options.modes,
         )
-        for resolution, num_slots, batch_size, precision in itertools.product(*choices):
+        for resolution, num_slots, batch_size, precision, mode in itertools.product(*choices):
             config = _changed(base, num_slots, batch_size, precision)
             phases = build_phases(config, build_system(config, (3, resolution, resolution)))
             config = shared_out(config, None, 1, options.accumulate)
-            settings = Settings(
-                config, options.data, resolution, device, options.compiled, options.accumulate, options.steps
-            )
+            compiled, cuda_graph = "compiled" in mode, "cuda-graph" in mode
+            if cuda_graph:
+                check_cuda_graph(config, on_gpu=device == "cuda")
+            of_device = (device, compiled, cuda_graph, options.accumulate)
+            settings = Settings(config, options.data, resolution, *of_device, options.steps)
             found += [replace(settings, phase=number) for number in range(len(phases))]
     return found
 
@@ -192,7 +208,7 @@ def comparison(rows: list[Row], old: list[Row]) -> str:
 
 def _names(row: Row) -> list[str]:
     alone = "" if row["pairs"] == "all" else f", {row['pairs']}"
-    place = row["device"] + (", compiled" if row["compiled"] else "")
+    place = row["device"] + ", compiled" * row["compiled"] + ", graph" * row["cuda_graph"]
     place += f", in {row['accumulate']} parts" if row["accumulate"] > 1 else ""
     return [row["system"] + alone, *(str(row[key]) for key in ("resolution", "slots", "batch", "precision")), place]
 

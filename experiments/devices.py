@@ -18,6 +18,22 @@ def processes(devices: int) -> tuple[int, int]:
     return each, all_of_them // each
 
 
+def check_cuda_graph(config: Config, *, on_gpu: bool, num_processes: int = 1) -> None:
+    """
+    Raises:
+        UserError: such a training has no CUDA graph.
+    """
+    if num_processes > 1:
+        raise UserError(f"--cuda-graph is for one GPU, not for {num_processes} devices: leave one of the two out")
+    if not on_gpu:
+        raise UserError("--cuda-graph is for a GPU, and this is for the CPU: leave it out")
+    if config.model.matching == "hungarian":
+        raise UserError(
+            "--cuda-graph does not go with --model.matching hungarian, which works on the CPU: take greedy, or leave "
+            "the graph out"
+        )
+
+
 def join_again() -> None:
     """Form the process group of a job that torchrun restarted on one machine; any other is left to Fabric.
 

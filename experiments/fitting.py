@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.config import Config, Count, check, from_dict, to_dict
-from experiments.devices import join_again, processes, shared_out
+from experiments.devices import check_cuda_graph, join_again, processes, shared_out
 from experiments.drawing import draw
 from experiments.fit_report import num_parameters, print_plan, print_summary
 from experiments.loading import EMBEDDED, read_data
@@ -35,7 +35,8 @@ from pyro_lom.trainer import Interrupted, Trainer
 DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
 Options override the preset's values, for trying things."""
 
-_OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile")  # how a run is computed, not what it computes
+# How a run is computed, not what it computes.
+_OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile", "cuda_graph")
 _HELD_OUT = 2048  # scenes that the numbers at the end of a run are of
 _TO_JUDGE_BINDING = 128  # scenes that tell, while a run trains, whether slots bind
 
@@ -55,6 +56,8 @@ class Arguments:
     """Where run folders are made."""
     compile: bool = False
     """Let torch compile encoders and decoders; where it cannot, one line says so."""
+    cuda_graph: bool = False
+    """Record a step once and replay it, on one GPU: the same steps, with none of Python's time."""
     dry_run: bool = False
     """Print the resolved configuration and the parameters of each part, and stop."""
 
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> None:
         if options != Arguments(preset("demo"), **taken):
             raise UserError(
                 f"--resume {options.resume} has its own configuration: beside it only --devices, --global-batch-size, "
-                "--accumulate and --compile may be given"
+                "--accumulate, --compile and --cuda-graph may be given"
             )
         config = from_dict(Run.open(options.resume).read_json("config.json"), place=f"{options.resume}/config.json")
     else:
@@ -106,6 +109,7 @@ def fit(
     global_batch_size: int | None = None,
     accumulate: int = 1,
     compile: bool = False,
+    cuda_graph: bool = False,
     resume: Path | None = None,
     runs_dir: Path = Path("runs"),
 ) -> Run:
@@ -122,6 +126,8 @@ def fit(
         if number < 1:
             raise UserError(f"--{option} is {number}: it must be 1 or more")
     devices, num_nodes = processes(devices)
+    if cuda_graph:
+        check_cuda_graph(config, on_gpu=torch.cuda.is_available(), num_processes=devices * num_nodes)
     config = shared_out(config, global_batch_size, devices * num_nodes, accumulate)
     scenes = read_data(config.data)
     train = scenes.split("train")
@@ -168,6 +174,7 @@ def fit(
         seed=config.seed,
         clip_norm=config.train.clip_norm,
         accumulate=accumulate,
+        cuda_graph=cuda_graph,
         log_every=config.train.log_every,
         checkpoint_every=config.train.checkpoint_every,
         preview_every=config.train.preview_every,

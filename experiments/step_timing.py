@@ -21,10 +21,11 @@ from experiments.pyro_share import seconds_of_pyro
 from experiments.step_parts import Parts, seconds
 from experiments.systems import Pair, System, build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
+from pyro_lom.cuda_graph import CudaGraphStep
 from pyro_lom.data.device_minibatches import Minibatch, Prefetched, on_device
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
-from pyro_lom.step import set_up, take_step
+from pyro_lom.step import adam, set_up, take_step
 from pyro_lom.types import OrderlessPosterior
 
 # GFLOP of a training step at 64x64, K = 7, batch 8, of products that its equations ask for: forward, and twice as many
@@ -45,6 +46,7 @@ class Settings:
     resolution: int
     device: str
     compiled: bool
+    cuda_graph: bool
     accumulate: int
     steps: int
     phase: int = 0
@@ -65,8 +67,13 @@ def measure(settings: Settings) -> dict[str, Any]:
         pair.requires_grad_(name in pairs)
     if settings.compiled:
         compile_networks(objective, partial(print, file=sys.stderr))
-    adam = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    training, optimizer = set_up(fabric, objective, adam, pairs)
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    own_adam = adam(trained, 1e-4, cuda_graph=settings.cuda_graph)
+    training, optimizer = set_up(fabric, objective, own_adam, pairs)
+    take = partial(
+        take_step, fabric, training, optimizer, clip_norm=config.train.clip_norm, accumulate=settings.accumulate
+    )
+    timed = CudaGraphStep(take, fabric.device) if settings.cuda_graph else take
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.h5"
@@ -77,22 +84,11 @@ def measure(settings: Settings) -> dict[str, Any]:
         given = None if "orderless" in pairs else _inferred(system.orderless.guide, first)
 
         def step(number: int, batches: Callable[[int], Minibatch] = batches) -> None:
-            step_on(batches(number))
-
-        def step_on(batch: Minibatch) -> None:
-            take_step(
-                fabric,
-                training,
-                optimizer,
-                to_float(batch.images),
-                orderless=given,
-                clip_norm=config.train.clip_norm,
-                accumulate=settings.accumulate,
-            )
+            timed(to_float(batches(number).images), orderless=given)
 
         peak = partial(_matrix_product_gflops, fabric.device, config.train.precision)
         peaks = [peak()]
-        for number in range(_WARM_UP):
+        for number in range(_WARM_UP + settings.cuda_graph):  # which is recorded in the step after them
             step(number)
         if fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(fabric.device)  # a compiler and cuDNN try what they do not keep
@@ -105,12 +101,12 @@ def measure(settings: Settings) -> dict[str, Any]:
             prefetched = partial(step, batches=Prefetched(minibatches, fabric.device))
             read_ahead = phase.batch_size / statistics.median(_step_times(prefetched, settings.steps, fabric.device))
         parts = Parts(fabric.device)
-        with parts.watched(objective, adam):
+        with parts.watched(objective, own_adam):  # without the graph, within which nothing can be timed
             for number in range(_TIMED_PARTS):
                 with parts.within("data"):
                     batch = batches(number)
                 with parts.within("ELBO"):
-                    step_on(batch)
+                    take(to_float(batch.images), orderless=given)
 
     median = statistics.median(times)
     sampling = _median(partial(_sample, system.final, phase.batch_size), fabric.device)
@@ -130,6 +126,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "precision": config.train.precision,
         "device": settings.device,
         "compiled": settings.compiled,
+        "cuda_graph": settings.cuda_graph,
         "accumulate": settings.accumulate,
         "threads": torch.get_num_threads(),
         "median_s": median,

@@ -12,6 +12,23 @@ from pyro_lom.objective import Evaluation, Objective
 from pyro_lom.types import OrderlessPosterior
 
 
+def adam(parameters: Iterable[nn.Parameter], learning_rate: float, *, cuda_graph: bool = False) -> torch.optim.Adam:
+    """Adam, fused; a CUDA graph finds the learning rate on the device."""
+    parameters = list(parameters)
+    if not cuda_graph:
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    rate = torch.tensor(learning_rate, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
 def set_up(
     fabric: Fabric, objective: Objective, optimizer: torch.optim.Optimizer, only: Iterable[str] | None = None
 ) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:

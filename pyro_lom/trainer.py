@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_lom.cuda_graph import CudaGraphStep
 from pyro_lom.data.device_minibatches import on_device
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
@@ -20,7 +22,7 @@ from pyro_lom.optimizer_state import foreign_names, load_named_state, named_stat
 from pyro_lom.phase import Phase
 from pyro_lom.progress import progress_line
 from pyro_lom.runs import Progress, Run, load_weights
-from pyro_lom.step import set_up, take_step
+from pyro_lom.step import adam, set_learning_rate, set_up, take_step
 from pyro_lom.types import OrderlessPosterior
 
 
@@ -42,6 +44,7 @@ class Trainer:
     Args:
         images: uint8 (N, H, W, C) array, the training split.
         accumulate: parts that each process takes its share of a batch in, to save memory; they must be equal.
+        cuda_graph: take steps as a CUDA graph, on one GPU.
         preview: called with the step every `preview_every` steps, on rank 0; draws figures.
     """
 
@@ -56,13 +59,14 @@ class Trainer:
         seed: int,
         clip_norm: float | None = None,
         accumulate: int = 1,
+        cuda_graph: bool = False,
         log_every: int = 50,
         checkpoint_every: int = 1000,
         preview_every: int | None = None,
         preview: Callable[[int], None] | None = None,
     ):
         self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
-        self.seed, self.clip_norm, self.accumulate = seed, clip_norm, accumulate
+        self.seed, self.clip_norm, self.accumulate, self.cuda_graph = seed, clip_norm, accumulate, cuda_graph
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.preview_every, self.preview = preview_every, preview
         self.num_steps = sum(phase.steps for phase in phases)
@@ -120,20 +124,21 @@ class Trainer:
         fabric = self.fabric
         minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
         batches = on_device(minibatches, fabric.device)
-        options = dict(clip_norm=self.clip_norm, accumulate=self.accumulate)
         cache = None if "orderless" in names else self._infer_all()
         pairs, optimizer = self._set_up(phase, names)
+        step = partial(take_step, fabric, pairs, optimizer, clip_norm=self.clip_norm, accumulate=self.accumulate)
+        if self.cuda_graph:
+            step = CudaGraphStep(step, fabric.device)
         self.progress.set_description_str("+".join(names), refresh=False)
 
         self._watch = NonFiniteWatch(never=self.num_steps + 1)
         self._begin_window()
         while self.step < start + phase.steps:
             self._seed(self.step)
-            for group in optimizer.param_groups:
-                group["lr"] = phase.learning_rate_at(self.step - start)
+            set_learning_rate(optimizer, phase.learning_rate_at(self.step - start))
             images, rows = batches(self.step)
             orderless = None if cache is None else OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = take_step(fabric, pairs, optimizer, to_float(images), orderless=orderless, **options)
+            evaluation = step(to_float(images), orderless=orderless)
             self.step += 1
             self._watch.note(self.step, evaluation.terms)
             self.images_seen += phase.batch_size * fabric.world_size
@@ -154,7 +159,7 @@ class Trainer:
 
     def _set_up(self, phase: Phase, names: tuple[str, ...]):
         named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam([p for _, p in named], lr=phase.learning_rate, fused=True)
+        optimizer = adam([p for _, p in named], phase.learning_rate, cuda_graph=self.cuda_graph)
         self._trained_names = [name for name, _ in named]
         pairs, optimizer = set_up(self.fabric, self.objective, optimizer, names)
         if self._optimizer_tensors:
@@ -216,7 +221,7 @@ class Trainer:
         self._watch.check(self.fabric, self._last_good())
         rate = self._count_time()
         metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
-        metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         metrics |= self._means({"loss": evaluation.loss, **evaluation.terms})
         errors = self._means(evaluation.errors)
         for name in names:

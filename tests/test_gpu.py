@@ -1,5 +1,7 @@
 """What only a GPU can tell: `pytest -m gpu`. Nothing here was ever run on one."""
 
+from functools import partial
+
 import pyro
 import pytest
 import torch
@@ -9,11 +11,12 @@ from pyro import poutine
 from tiny import LATENTS, SYSTEMS, tiny_images, tiny_objective, tiny_system
 
 from pyro_lom.compilation import compile_networks
+from pyro_lom.cuda_graph import CudaGraphStep
 from pyro_lom.data.device_minibatches import Prefetched, Resident
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.data.towers import make_towers
 from pyro_lom.non_finite import NonFiniteWatch
-from pyro_lom.step import set_up, take_step
+from pyro_lom.step import adam, set_learning_rate, set_up, take_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,16 +36,16 @@ def float32_is_float32(monkeypatch):
 class Training:
     """Steps of a tiny system on one device, as the trainer takes them."""
 
-    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False):
+    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False, graph=False):
         self.fabric, self.objective = Fabric(accelerator, devices=1, precision=precision), tiny_objective(system)
         self.fabric.to_device(self.objective)
         if compiled and not compile_networks(self.objective):
             pytest.skip("torch.compile does not work here")
-        adam = torch.optim.Adam(self.objective.parameters(), lr=1e-4, fused=True)
-        self.pairs, self.optimizer = set_up(self.fabric, self.objective, adam)
-
-    def step(self, images, **options):
-        return take_step(self.fabric, self.pairs, self.optimizer, images, clip_norm=100.0, **options)
+        optimizer = adam(self.objective.parameters(), 1e-4, cuda_graph=graph)
+        self.pairs, self.optimizer = set_up(self.fabric, self.objective, optimizer)
+        self.step = partial(take_step, self.fabric, self.pairs, self.optimizer, clip_norm=100.0)
+        if graph:
+            self.step = CudaGraphStep(self.step, self.fabric.device)
 
     def step_with_fixed_noise(self):
         with FixedNoise(len(BATCH)):
@@ -71,6 +74,26 @@ def test_a_step_is_that_of_a_cpu(system):
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
 def test_compiled_networks_take_the_same_step(system):
     assert_same_step(Training(system, compiled=True), Training(system), rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_graph_takes_the_same_steps(system, precision):
+    """Other images, noise, learning rates and multipliers in each step; four steps of seven are replayed."""
+
+    def trained(graph):
+        training, terms = Training(system, precision=precision, graph=graph), []
+        for number in range(7):
+            torch.manual_seed(number)
+            set_learning_rate(training.optimizer, 1e-4 / (1 + number))
+            evaluation = training.step(training.fabric.to_device(tiny_images(28)[4 * number :][:4]))
+            terms.append(torch.stack([*evaluation.terms.values()]).cpu())
+        return torch.stack(terms), training.objective.state_dict()
+
+    (terms, found), (expected_terms, expected) = trained(True), trained(False)
+    tolerance = dict(rtol=1e-4, atol=1e-5) if precision == "32-true" else dict(rtol=2e-2, atol=1e-2)
+    torch.testing.assert_close(terms, expected_terms, **tolerance)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("way", [Resident, Prefetched])

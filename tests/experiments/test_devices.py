@@ -1,11 +1,12 @@
 """Shares of a batch that come out even, and process groups that restarted processes find each other in."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 from torch import distributed
 
-from experiments.devices import join_again, processes, shared_out
+from experiments.devices import check_cuda_graph, join_again, processes, shared_out
 from experiments.presets import preset
 from pyro_lom.errors import UserError
 
@@ -32,6 +33,18 @@ def test_shares_of_a_batch():
         shared_out(paper, None, 1, 3)
     with pytest.raises(UserError, match="--train.ordered-rendered"):
         shared_out(preset("demo"), None, 1, 2)
+
+
+def test_what_has_no_cuda_graph():
+    paper = preset("lom-genesis-v2-objects-room")
+    check_cuda_graph(paper, on_gpu=True)
+    with pytest.raises(UserError, match="--cuda-graph is for one GPU, not for 4 devices"):
+        check_cuda_graph(paper, on_gpu=True, num_processes=4)
+    with pytest.raises(UserError, match="--cuda-graph is for a GPU, and this is for the CPU"):
+        check_cuda_graph(paper, on_gpu=False)
+    hungarian = replace(paper, model=replace(paper.model, matching="hungarian"))
+    with pytest.raises(UserError, match="--cuda-graph does not go with --model.matching hungarian"):
+        check_cuda_graph(hungarian, on_gpu=True)
 
 
 @pytest.fixture

@@ -302,6 +302,7 @@ def test_a_prior_without_temperature_fails_at_once(tiny, tmp_path, monkeypatch):
         (["--seed", "-1"], "--seed is -1: it must be from 0 to 4294967295"),
         (["--devices", "0"], "--devices is 0: it must be 1 or more"),
         (["--devices", "-1"], "--devices is -1: it must be 1 or more"),
+        (["--devices", "2", "--cuda-graph"], "--cuda-graph is for one GPU, not for 2 devices: leave "),
         (["--accumulate", "0"], "--accumulate is 0: it must be 1 or more"),
         (
             ["--global-batch-size", "5", "--devices", "2"],
@@ -464,8 +465,8 @@ def test_resume_takes_no_other_option(option, refused, run_folder):
     )
     line = refused(*first[0], *second)
     assert line == (
-        f"--resume {run_folder} has its own configuration: beside it only --devices, --global-batch-size, --accumulate "
-        "and --compile may be given"
+        f"--resume {run_folder} has its own configuration: beside it only --devices, --global-batch-size, "
+        "--accumulate, --compile and --cuda-graph may be given"
     )
 
 

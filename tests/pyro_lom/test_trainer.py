@@ -15,6 +15,7 @@ import pytest
 import torch
 from fixed_noise import FixedNoise
 from lightning_fabric import Fabric
+from recorded import pretend
 from safetensors.torch import load_file
 from tiny import SYSTEMS, tiny_config, tiny_images, tiny_objective
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -352,6 +353,24 @@ def test_gradients_are_clipped(tmp_path, uninterrupted):
     make_trainer(tmp_path, clip_norm=1e-9).fit()
     with pytest.raises(AssertionError):
         assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
+
+
+@pytest.mark.parametrize("orderless_first", [IN_TURN, AT_ONCE], ids=["in-turn", "at-once"])
+def test_a_training_by_a_graph_is_the_training_without(tmp_path, monkeypatch, orderless_first):
+    pyro.enable_validation(False)
+    pretend(monkeypatch)
+    options = dict(orderless_first=orderless_first, cuda_graph=True)
+    make_trainer(tmp_path / "graph", **options).fit()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "killed", at={9: kill}, **options).fit()
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.resume()
+    resumed.fit()
+    monkeypatch.setattr(trainer_module, "CudaGraphStep", lambda step, device: step)
+    make_trainer(tmp_path / "plain", **options).fit()
+    for name in ("graph", "killed"):
+        assert_same(final_weights(tmp_path / name), final_weights(tmp_path / "plain"))
+        assert untimed_metrics(tmp_path / name) == untimed_metrics(tmp_path / "plain")
 
 
 def test_progress_shows_what_one_watches():
