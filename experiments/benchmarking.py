@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -80,11 +81,18 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--{name} needs one or more")
     cli.check_output(options.json, "--json")
     old = None if options.compare is None else read_rows(options.compare)
-    rows = []
+    rows: list[Row] = []
+    failures: list[UserError] = []
     with tqdm(_settings(options), dynamic_ncols=True, unit="row") as bar:
         for settings in bar:
             bar.set_description(f"{settings.config.preset} at {settings.resolution}")
-            rows.append(_in_a_process_of_its_own(settings))
+            try:
+                rows.append(_in_a_process_of_its_own(settings))
+            except UserError as error:
+                failures.append(error)
+                bar.write(f"{bar.desc.rstrip(': ')}: {error}", file=sys.stderr)
+    if not rows:
+        raise failures[0]
     print(table(rows))
     if old is not None:
         print()
@@ -92,6 +100,8 @@ def main(arguments: list[str]) -> None:
     if options.json is not None:
         with replacing(options.json) as temporary:
             temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(rows) + len(failures)} rows could not be measured, see above")
 
 
 def _settings(options: Arguments) -> list[Settings]:
@@ -150,7 +160,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: they cannot be read, or are something else.
     """
     try:
-        rows = json.loads(path.read_text())
+        rows = [{"cuda_graph": False} | row for row in json.loads(path.read_text())]  # older files do not say
         missing = {key for row in rows for key in (*IDENTITY, "median_s", "peak_memory_mb") if key not in row}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--compare {path} cannot be read: {error}") from error
@@ -176,7 +186,9 @@ def table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    times = [[*_names(row), *(f"{1e3 * row['parts'].get(part, 0):.1f}" for part in parts)] for row in rows]
+    times = [
+        [*_names(row), *(f"{1e3 * row['parts'].get(part, 0):.1f}" for part in parts)] for row in rows if row["parts"]
+    ]
     others = {name: f"{name}_images_per_second" for name in ("loading", "sampling", "evaluation")}
     if any(row["read_ahead_images_per_second"] is not None for row in rows):  # steps, of data not kept on a GPU
         others["read ahead"] = "read_ahead_images_per_second"

@@ -160,7 +160,7 @@ class Train:
     """How many last steps use it (A.4.2)."""
     geco: Geco = Geco()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Of arithmetic: float32, or bfloat16 where it is safe."""
+    """Of arithmetic: float32, or bfloat16 where it is safe; a CPU without bfloat16 is a hundred times slower at it."""
     log_every: Count = 100
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: Count = 5000

@@ -19,9 +19,10 @@ def processes(devices: int) -> tuple[int, int]:
 
 
 def check_cuda_graph(config: Config, *, on_gpu: bool, num_processes: int = 1) -> None:
-    """
+    """Refuse a CUDA graph where there can be none.
+
     Raises:
-        UserError: such a training has no CUDA graph.
+        UserError: several processes, no GPU, or matching on the CPU.
     """
     if num_processes > 1:
         raise UserError(f"--cuda-graph is for one GPU, not for {num_processes} devices: leave one of the two out")
@@ -68,6 +69,9 @@ def shared_out(config: Config, global_batch_size: int | None, world_size: int, a
     for size in (train.batch_size, train.ordered_batch_size or train.batch_size):
         if size % accumulate:
             raise UserError(f"--accumulate is {accumulate}: it must divide the batch of {size} scenes of each device")
-    if accumulate > 1 and train.ordered_rendered is not None:
-        raise UserError("--accumulate does not go with --train.ordered-rendered, which saves memory in its place")
+    if accumulate > 1 and train.ordered_rendered is not None and config.model.system.startswith("lom-"):
+        raise UserError(
+            "--accumulate does not go with --train.ordered-rendered, which saves memory in its place: leave one of the "
+            "two out (--train.ordered-rendered None)"
+        )
     return replace(config, train=train)

@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(folder: Path, options: Arguments) -> Row:
     held_out = HeldOut(folder, num_images=options.num_images)
+    held_out.check_memory()
     settings = asdict(options) | {"likelihood_images": min(options.likelihood_images, len(held_out))}
     values: Values = {}
     with tqdm(options.metrics, dynamic_ncols=True, unit="metric") as bar:
@@ -83,7 +84,7 @@ def _evaluate(folder: Path, options: Arguments) -> Row:
                 values |= measure(name, held_out, settings)
             except UserError as reason:
                 if options.metrics != Arguments.metrics:  # asked for by name
-                    raise
+                    raise UserError(f"{folder}: {name}: {reason}") from reason
                 bar.write(f"{folder}: {name} not computed: {reason}", file=sys.stderr)
     if options.sheet:
         _write_sheet(held_out, options.sheet, options.temperature)

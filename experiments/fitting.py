@@ -10,7 +10,6 @@ from typing import Annotated
 import pyro
 import torch
 import tyro
-from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from tqdm import tqdm
@@ -26,9 +25,10 @@ from experiments.reading import TEMPERATURE, Reader, sample_scenes
 from experiments.summary import summarise
 from experiments.systems import build_objective, build_phases, build_system
 from pyro_lom.compilation import compile_networks
-from pyro_lom.data.minibatches import Minibatches, float_images
+from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.non_finite import NonFiniteLoss
+from pyro_lom.precision import make_fabric
 from pyro_lom.runs import Run
 from pyro_lom.trainer import Interrupted, Trainer
 
@@ -122,8 +122,9 @@ def fit(
     """
     # Everything that can be refused is, before processes are launched and a run folder is made.
     check(config)
-    for option, number in (("devices", devices), ("accumulate", accumulate)):
-        if number < 1:
+    counts = {"devices": devices, "global-batch-size": global_batch_size, "accumulate": accumulate}
+    for option, number in counts.items():
+        if number is not None and number < 1:
             raise UserError(f"--{option} is {number}: it must be 1 or more")
     devices, num_nodes = processes(devices)
     if cuda_graph:
@@ -139,11 +140,18 @@ def fit(
     sample_scenes(system.final, 1, TEMPERATURE)  # a prior that knows no temperature fails here, not after hours
     phases = build_phases(config, system)
     for phase in phases:
-        Minibatches(train.images, phase.batch_size, config.seed, world_size=devices * num_nodes)
+        option = "--global-batch-size" if global_batch_size else "--train.batch-size"
+        if option == "--train.batch-size" and phase.pairs == ("ordered",) and config.train.ordered_batch_size:
+            option = "--train.ordered-batch-size"
+        if len(train.images) < (needed := phase.batch_size * devices * num_nodes):
+            raise UserError(
+                f"{len(train.images)} training images are fewer than the {needed} of one step: lower {option}, or add "
+                "images"
+            )
     try:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         precision = config.train.precision
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=precision)
+        fabric = make_fabric(accelerator, precision=precision, devices=devices, num_nodes=num_nodes)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {devices} cannot be had: {error}") from error
     join_again()
@@ -163,8 +171,7 @@ def fit(
         if complaint := signs and signs.complaint():
             tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
 
-    if compile:
-        compile_networks(objective, tell)
+    compiled = compile and compile_networks(objective, tell)
     trainer = Trainer(
         fabric,
         objective,
@@ -188,8 +195,9 @@ def fit(
                 f"warning: a step takes {size * fabric.world_size} scenes, and took {size * began_with} on the "
                 f"{began_with} devices that the run began on: --global-batch-size {size * began_with} keeps them"
             )
-    done = f", {trainer.step} of them done" if trainer.step else ""
-    tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{done}")
+    how = f", {trainer.step} of them done" * (trainer.step > 0)
+    how += f", in {accumulate} parts" * (accumulate > 1) + ", compiled" * compiled + ", as a CUDA graph" * cuda_graph
+    tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
     try:
         trainer.fit()
     except (Interrupted, NonFiniteLoss) as end:

@@ -16,6 +16,7 @@ from experiments.reading import Reader, sample_scenes
 from experiments.systems import Pair
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.stored import Array
+from pyro_lom.errors import UserError
 from pyro_lom.runs import Run
 from pyro_lom.types import OrderlessPosterior, Rendering
 
@@ -77,6 +78,17 @@ class HeldOut:
             known = {"protocol": protocol, "values": compute()}
             self.run.write_json(_MEMORY, self._memory() | {name: known})  # read anew: others may have written
         return known["values"]
+
+    def check_memory(self) -> None:
+        """Refuse what cannot be read, before hours are spent.
+
+        Raises:
+            UserError: the run's `evaluation.json` is damaged.
+        """
+        try:
+            self._memory()
+        except UserError as error:
+            raise UserError(f"{error}; remove the file to compute its numbers again") from error
 
     def _memory(self) -> dict:
         return self.run.read_json(_MEMORY) if (self.run.folder / _MEMORY).exists() else {}

@@ -59,10 +59,18 @@ def build_system(config: Config, image_shape: ImageShape, *, scene_prior: nn.Mod
     model, (_, height, width) = config.model, image_shape
     if scene_prior is not None and not model.system.startswith(("lom-", "scene-")):
         raise UserError(f"{model.system} has no scene latent for a scene_prior: choose a LOM")
+    if scene_prior is not None:
+        prior, wanted = scene_prior(), (model.scene_dim,)
+        if prior.batch_shape or prior.event_shape != wanted:
+            raise UserError(
+                f"scene_prior returns a distribution of batch shape {tuple(prior.batch_shape)} and event shape "
+                f"{tuple(prior.event_shape)}: a scene of this model wants () and {wanted}, as "
+                f"dist.Normal(torch.zeros({wanted[0]}), 1.0).to_event(1) has"
+            )
     if height != width or height not in range(32, 129, 16):
         raise UserError(
             f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
-            "crop and resize them, or pass --data.image-size with a folder of images"
+            "crop and resize them, or choose such a --data.image-size for a folder of images"
         )
     for kind, build_ordered in _ORDERED.items():
         if model.system.startswith(kind):

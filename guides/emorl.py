@@ -16,7 +16,7 @@ from pyro_lom.likelihoods import observed
 from pyro_lom.networks.compact_slot_attention import CompactSlotAttention
 from pyro_lom.networks.pixel_encoders import CompactPixelEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
-from pyro_lom.objective import Step
+from pyro_lom.objective import LossPart
 from pyro_lom.program import Program
 from pyro_lom.types import OrderlessPosterior, SlotMoments
 
@@ -34,8 +34,8 @@ class EfficientMorlGuide(Program):
     The samples that inference feeds itself come from the auxiliary site `noise` (B, 1 | K, samples, Dz), standard
     normal, which is masked: given any noise, sites are independent and the bound holds.
 
-    `infer` takes its gradients itself, and works where the caller has disabled them. The posterior's `steps` are q_1,
-    q_2, q_3 and those refined on the way.
+    `infer` takes its gradients itself, and works where the caller has disabled them. The posterior's `earlier` ones are
+    q_1, q_2, q_3 and those refined on the way.
 
     `compact` chooses small networks with short cuts, for small images and short trainings, over the published.
     """
@@ -64,7 +64,7 @@ class EfficientMorlGuide(Program):
         """Orderless slots o_1 (B, K, Dz); `orderless` hands over what `infer` found before."""
         with pyro.plate("scenes", len(images), dim=-2):
             orderless = self.infer(images) if orderless is None else orderless
-            _, second, third, *_ = orderless.steps
+            _, second, third, *_ = orderless.earlier
             with pyro.plate("slots", self.model.num_slots, dim=-1):
                 pyro.sample("o_3", diagonal_normal(*third))
                 pyro.sample("o_2", diagonal_normal(*second))
@@ -91,13 +91,13 @@ class EfficientMorlGuide(Program):
         *steps, last = (SlotMoments(q.mean, q.stddev) for q in map(normal_of, posteriors))
         return OrderlessPosterior(*last, log_masks.unflatten(-1, (1, *images.shape[-2:])), tuple(steps))
 
-    def training_steps(self, orderless: OrderlessPosterior) -> list[Step]:
+    def loss_parts(self, orderless: OrderlessPosterior) -> list[LossPart]:
         """The published loss: the sum of w_i L_i, with w_i = (I + 3 - i) / (I + 1), over i = 0..I refinements.
 
         L_0 = -log p(x | o_3) + KL(q_3 || N(0, I)) + KL(q_2 || p(o_2 | o_3)) + KL(q_1 || p(o_1 | o_2))
         L_i = -log p(x | o_1) + KL(q_3 refined i times || p(o_1 | o_2))
         """
-        first, second, third, *refined = orderless.steps
+        first, second, third, *refined = orderless.earlier
         refined.append(SlotMoments(orderless.loc, orderless.scale))
         above = {name: diagonal_normal(*q).rsample() for name, q in (("o_3", third), ("o_2", second))}
 
@@ -110,7 +110,7 @@ class EfficientMorlGuide(Program):
         programs = [(partial(self.model, decoded="o_3"), guide(first))]
         programs += [(given_above(self.model), given_above(guide(moments))) for moments in refined]
         total = len(programs)
-        return [Step((total + 2 - i) / total, *programs[i]) for i in range(total)]
+        return [LossPart((total + 2 - i) / total, *programs[i]) for i in range(total)]
 
     def _gradient(self, raw, epsilon, prior, images) -> Tensor:
         """Of the negative ELBO of each scene, in the raw parameters of q(o_1); no graph outlives it."""

@@ -78,8 +78,8 @@ class LatentObjectModel(Program):
             scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2, device=images.device)
         with scenes:
             slots = pyro.subsample(slots, event_dim=1)
-            images = images if images is None else pyro.subsample(images, event_dim=2)
-            return pyro.sample("x", self.likelihood(self.render(slots)), obs=observed(images))  # Eq. 3
+            images = images if images is None else pyro.subsample(observed(images), event_dim=3)
+            return pyro.sample("x", self.likelihood(self.render(slots)), obs=images)  # Eq. 3
 
     def draw_slots(self) -> Float[Tensor, "*batch K Dz"]:
         """The story without its image: s, h_1:K and z_1:K. It is called within the plate `scenes`."""

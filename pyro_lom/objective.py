@@ -19,29 +19,30 @@ class Evaluation(NamedTuple):
     terms: dict[str, Float[Tensor, ""]]  # by "pair/site": negative log-likelihoods and KLs, without free nats
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        """Of different pairs."""
+        """The loss of these pairs and of others (not the tuples, one after the other)."""
         return Evaluation(self.loss + other.loss, self.errors | other.errors, self.terms | other.terms)
 
 
-class Step(NamedTuple):
-    """A part of a pair's loss: `weight` times that of `model` and `guide`, both called with the images alone."""
+class LossPart(NamedTuple):
+    """A summand of a pair's loss: `weight` times that of `model` and `guide`, both called with the images alone."""
 
     weight: float
     model: Callable
     guide: Callable
 
 
-class PairObjective(ELBOModule):
+class PairObjective(nn.Module):
     """L_orderless or L_LOM, by its name: one of the two losses of Eq. 9.
 
-    A guide that infers in steps may offer `training_steps(orderless) -> list[Step]`, whose losses are added in the
-    place of the pair's own. What is reported of a site is of the last step that has it, and so is the error that moves
-    the multiplier.
+    A guide that infers in steps may offer `loss_parts(orderless) -> list[LossPart]`, which are added up in the place of
+    the pair's own loss. What is reported of a site is of the last part that has it, and so is the error that moves the
+    multiplier.
     """
 
     def __init__(self, name: str, pair: ELBOModule):
-        super().__init__(pair.model, pair.guide, pair.elbo)
+        super().__init__()
         self.name = name
+        self.model, self.guide, self.elbo = pair.model, pair.guide, pair.elbo
 
     def forward(
         self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None
@@ -53,7 +54,7 @@ class PairObjective(ELBOModule):
         if orderless is None:
             orderless = self.guide.infer(images)
         loss, terms = 0.0, {}
-        for weight, model, guide in self._steps(orderless):
+        for weight, model, guide in self._loss_parts(orderless):
             found = self.elbo.terms(model, guide, images)
             loss = loss + weight * self.elbo.combine(found)
             error = self.elbo.error(found).detach()
@@ -61,10 +62,10 @@ class PairObjective(ELBOModule):
             terms |= {f"{self.name}/{site}": value.detach().mean() for site, value in found.kl.items()}
         return Evaluation(loss, {self.name: error}, terms), orderless.detach()
 
-    def _steps(self, orderless: OrderlessPosterior) -> list[Step]:
-        if hasattr(self.guide, "training_steps"):
-            return self.guide.training_steps(orderless)
-        return [Step(1.0, self.model, partial(self.guide, orderless=orderless))]
+    def _loss_parts(self, orderless: OrderlessPosterior) -> list[LossPart]:
+        if hasattr(self.guide, "loss_parts"):
+            return self.guide.loss_parts(orderless)
+        return [LossPart(1.0, self.model, partial(self.guide, orderless=orderless))]
 
 
 class Objective(nn.Module):

@@ -4,7 +4,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,17 +11,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_lom.cuda_graph import CudaGraphStep
 from pyro_lom.data.device_minibatches import on_device
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.errors import UserError
 from pyro_lom.non_finite import NonFiniteLoss, NonFiniteWatch
-from pyro_lom.objective import Objective
+from pyro_lom.objective import Evaluation, Objective
 from pyro_lom.optimizer_state import foreign_names, load_named_state, named_state
 from pyro_lom.phase import Phase
 from pyro_lom.progress import progress_line
 from pyro_lom.runs import Progress, Run, load_weights
-from pyro_lom.step import adam, set_learning_rate, set_up, take_step
+from pyro_lom.step import TrainingStep
 from pyro_lom.types import OrderlessPosterior
 
 
@@ -117,28 +115,25 @@ class Trainer:
 
     def _fit_phase(self, phase: Phase, start: int) -> None:
         names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
-        for name, pair in self.objective.pairs.items():
-            pair.requires_grad_(name in names)
         if self.step == start and phase.prepare is not None:
             phase.prepare()
         fabric = self.fabric
         minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
         batches = on_device(minibatches, fabric.device)
         cache = None if "orderless" in names else self._infer_all()
-        pairs, optimizer = self._set_up(phase, names)
-        step = partial(take_step, fabric, pairs, optimizer, clip_norm=self.clip_norm, accumulate=self.accumulate)
-        if self.cuda_graph:
-            step = CudaGraphStep(step, fabric.device)
+        options = dict(clip_norm=self.clip_norm, accumulate=self.accumulate, cuda_graph=self.cuda_graph)
+        take_step = TrainingStep(fabric, self.objective, names, **options)
+        self._restore(take_step)
         self.progress.set_description_str("+".join(names), refresh=False)
 
         self._watch = NonFiniteWatch(never=self.num_steps + 1)
         self._begin_window()
         while self.step < start + phase.steps:
             self._seed(self.step)
-            set_learning_rate(optimizer, phase.learning_rate_at(self.step - start))
+            learning_rate = phase.learning_rate_at(self.step - start)
             images, rows = batches(self.step)
             orderless = None if cache is None else OrderlessPosterior(cache.loc[rows], cache.scale[rows])
-            evaluation = step(to_float(images), orderless=orderless)
+            evaluation = take_step(to_float(images), learning_rate, orderless=orderless)
             self.step += 1
             self._watch.note(self.step, evaluation.terms)
             self.images_seen += phase.batch_size * fabric.world_size
@@ -146,9 +141,9 @@ class Trainer:
             last = self.step == start + phase.steps
             stop = self._signal_to_obey()
             if self.step % self.log_every == 0 or last or stop:
-                self._log(evaluation, names, optimizer)
+                self._log(evaluation, names, learning_rate)
             if self.step % self.checkpoint_every == 0 or last or stop:
-                self._save(None if last else optimizer)  # the next phase begins with a fresh optimiser
+                self._save(None if last else take_step)  # the next phase begins with a fresh optimiser
             if stop:
                 raise Interrupted(stop, self.step, self.run)
             if self.preview and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
@@ -157,19 +152,16 @@ class Trainer:
                 self._begin_window()
         self._optimizer_tensors = None
 
-    def _set_up(self, phase: Phase, names: tuple[str, ...]):
-        named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
-        optimizer = adam([p for _, p in named], phase.learning_rate, cuda_graph=self.cuda_graph)
-        self._trained_names = [name for name, _ in named]
-        pairs, optimizer = set_up(self.fabric, self.objective, optimizer, names)
+    def _restore(self, take_step: TrainingStep) -> None:
+        """The optimiser's state, of a run that goes on within a phase."""
         if self._optimizer_tensors:
-            if others := foreign_names(self._optimizer_tensors, self._trained_names):
+            names = [*take_step.trained]
+            if others := foreign_names(self._optimizer_tensors, names):
                 raise UserError(
                     f"the checkpoint in {self.run.folder} was training {others[0]}, which does not train at step "
                     f"{self.step} of this configuration: restore the config.json that the run began with"
                 )
-            load_named_state(optimizer, self._trained_names, self._optimizer_tensors)
-        return pairs, optimizer
+            load_named_state(take_step.optimizer, names, self._optimizer_tensors)
 
     @torch.no_grad()
     def _infer_all(self, batch_size: int = 64) -> OrderlessPosterior:
@@ -217,11 +209,11 @@ class Trainer:
         saved = self.run.checkpoints()
         return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
-    def _log(self, evaluation, names: tuple[str, ...], optimizer) -> None:
+    def _log(self, evaluation: Evaluation, names: tuple[str, ...], learning_rate: float) -> None:
         self._watch.check(self.fabric, self._last_good())
         rate = self._count_time()
         metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
-        metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+        metrics["learning_rate"] = learning_rate
         metrics |= self._means({"loss": evaluation.loss, **evaluation.terms})
         errors = self._means(evaluation.errors)
         for name in names:
@@ -240,11 +232,11 @@ class Trainer:
         means = self.fabric.all_reduce(torch.stack([*values.values()]), reduce_op="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
-    def _save(self, optimizer=None) -> None:
+    def _save(self, take_step: TrainingStep | None = None) -> None:
         """Write a checkpoint, of finite numbers only."""
         self._watch.check(self.fabric, self._last_good())
         weights = self.objective.state_dict()
-        tensors = {} if optimizer is None else named_state(optimizer, self._trained_names)
+        tensors = {} if take_step is None else named_state(take_step.optimizer, [*take_step.trained])
         for name, tensor in (weights | tensors).items():
             if not torch.isfinite(tensor).all():
                 found = f"{name} became NaN or infinite by step {self.step}"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 class Rendering(NamedTuple):
@@ -34,17 +35,11 @@ class OrderlessPosterior(NamedTuple):
     scale: Float[Tensor, "*batch K Dz"]
     log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # those that the encoder pooled features over
     # Of a guide that infers in steps: what came before loc and scale, in order: EMORL's q_1 to q_3, and refined ones.
-    steps: tuple[SlotMoments, ...] = ()
+    earlier: tuple[SlotMoments, ...] = ()
 
     def map(self, function: Callable[..., Tensor], *others: "OrderlessPosterior") -> "OrderlessPosterior":
         """The same with every tensor put through `function`, together with its counterparts in `others`."""
-        found = (self, *others)
-        loc, scale, log_masks = (
-            None if parts[0] is None else function(*parts) for parts in zip(*(p[:3] for p in found), strict=True)
-        )
-        steps = zip(*(p.steps for p in found), strict=True)
-        steps = tuple(SlotMoments(*map(function, *step)) for step in steps)
-        return OrderlessPosterior(loc, scale, log_masks, steps)
+        return tree_map(lambda *parts: None if parts[0] is None else function(*parts), self, *others)
 
     def detach(self) -> "OrderlessPosterior":
         """The same numbers, with no gradient to the orderless guide (`stop_grad`, Sec. 3.3)."""

@@ -2,6 +2,8 @@
 
 import jaxtyping
 
+import experiments  # noqa: F401 - sets what OpenMP reads, before torch is imported
+
 # Before anything imports them: what the hook finds imported already it leaves unchecked. The "tower" lets an int stand
 # where a float is asked for, as type checkers do.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

@@ -1,22 +1,19 @@
 """What only a GPU can tell: `pytest -m gpu`. Nothing here was ever run on one."""
 
-from functools import partial
-
 import pyro
 import pytest
 import torch
 from fixed_noise import FixedNoise
-from lightning_fabric import Fabric
 from pyro import poutine
 from tiny import LATENTS, SYSTEMS, tiny_images, tiny_objective, tiny_system
 
 from pyro_lom.compilation import compile_networks
-from pyro_lom.cuda_graph import CudaGraphStep
 from pyro_lom.data.device_minibatches import Prefetched, Resident
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.data.towers import make_towers
 from pyro_lom.non_finite import NonFiniteWatch
-from pyro_lom.step import adam, set_learning_rate, set_up, take_step
+from pyro_lom.precision import make_fabric
+from pyro_lom.step import TrainingStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,16 +33,17 @@ def float32_is_float32(monkeypatch):
 class Training:
     """Steps of a tiny system on one device, as the trainer takes them."""
 
-    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False, graph=False):
-        self.fabric, self.objective = Fabric(accelerator, devices=1, precision=precision), tiny_objective(system)
+    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False, graph=False, accumulate=1):
+        self.fabric, self.objective = make_fabric(accelerator, devices=1, precision=precision), tiny_objective(system)
         self.fabric.to_device(self.objective)
         if compiled and not compile_networks(self.objective):
             pytest.skip("torch.compile does not work here")
-        optimizer = adam(self.objective.parameters(), 1e-4, cuda_graph=graph)
-        self.pairs, self.optimizer = set_up(self.fabric, self.objective, optimizer)
-        self.step = partial(take_step, self.fabric, self.pairs, self.optimizer, clip_norm=100.0)
-        if graph:
-            self.step = CudaGraphStep(self.step, self.fabric.device)
+        self.take_step = TrainingStep(
+            self.fabric, self.objective, clip_norm=100.0, accumulate=accumulate, cuda_graph=graph
+        )
+
+    def step(self, images, learning_rate=1e-4):
+        return self.take_step(images, learning_rate)
 
     def step_with_fixed_noise(self):
         with FixedNoise(len(BATCH)):
@@ -84,8 +82,8 @@ def test_a_graph_takes_the_same_steps(system, precision):
         training, terms = Training(system, precision=precision, graph=graph), []
         for number in range(7):
             torch.manual_seed(number)
-            set_learning_rate(training.optimizer, 1e-4 / (1 + number))
-            evaluation = training.step(training.fabric.to_device(tiny_images(28)[4 * number :][:4]))
+            images = training.fabric.to_device(tiny_images(28)[4 * number :][:4])
+            evaluation = training.step(images, 1e-4 / (1 + number))
             terms.append(torch.stack([*evaluation.terms.values()]).cpu())
         return torch.stack(terms), training.objective.state_dict()
 
@@ -143,12 +141,12 @@ def test_in_bfloat16_every_distribution_is_float32(system):
 
 def test_memory_does_not_grow_and_parts_take_less(system):
     def peak(number_of_steps, accumulate):
-        training = Training(system)
+        training = Training(system, accumulate=accumulate)
         images = training.fabric.to_device(tiny_images(64))
-        training.step(images, accumulate=accumulate)  # makes Adam's state
+        training.step(images)  # makes Adam's state
         torch.cuda.reset_peak_memory_stats()
         for _ in range(number_of_steps):
-            training.step(images, accumulate=accumulate)
+            training.step(images)
         return torch.cuda.max_memory_allocated()
 
     whole = peak(2, 1)

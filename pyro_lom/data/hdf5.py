@@ -7,6 +7,7 @@ or compact, each image compressed by itself.
 
 import os
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import h5py
@@ -213,9 +214,11 @@ def _images_in(file: h5py.File, path: Path) -> Array:
             "images.clip(0, 255).round().astype('uint8'), after multiplying by 255 if they lie in [0, 1]"
         )
     if images.shape[3] not in (1, 3):
+        leading = "images.transpose(0, 2, 3, 1) moves leading channels there"
+        way = "images[..., :3] leaves out transparency" if images.shape[3] == 4 else leading
         raise UserError(
             f"images in {path} have {images.shape[3]} channels (shape {images.shape}); expected 1 or 3 on the last "
-            "axis: images.transpose(0, 2, 3, 1) moves leading channels there"
+            f"axis: {way}"
         )
     if len(images) == 0:
         raise UserError(f"images in {path} are empty (shape {images.shape}); store at least one scene")
@@ -264,4 +267,10 @@ def _splits_in(attributes: h5py.AttributeManager, path: Path, num_scenes: int) -
         if not is_pair or not 0 <= bounds[0] <= bounds[1] <= num_scenes:
             raise UserError(f"{key} in {path} is {bounds.tolist()}; expected [start, stop] within 0..{num_scenes}")
         splits[key.removeprefix("split_")] = range(int(bounds[0]), int(bounds[1]))
+    for (first, rows), (second, others) in combinations(splits.items(), 2):
+        if shared := range(max(rows.start, others.start), min(rows.stop, others.stop)):
+            raise UserError(
+                f'scenes {shared.start} to {shared.stop - 1} of {path} are both in "{first}" and in "{second}": mend '
+                "its attributes split_..."
+            )
     return splits or last_tenth_for_testing(num_scenes)

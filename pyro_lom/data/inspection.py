@@ -1,6 +1,5 @@
 """Every scene of a data set looked at once: what it holds, and whether it agrees with itself."""
 
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +32,6 @@ def inspect_scenes(scenes: Scenes, progress: bool = False) -> Inspection:
         UserError: splits overlap, a factor is not finite, or a pixel is labelled with an object that the factor
             `present` says is not there; names the scene.
     """
-    _check_splits(scenes)
     _check_factors(scenes)
     lowest, highest, total, num_flat = 255, 0, 0.0, 0
     label_scenes, num_objects = np.zeros(256, int), np.zeros(257, int)
@@ -65,16 +63,6 @@ def _labels_in(labels: np.ndarray) -> np.ndarray:
     scene = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)
     occurs[scene, labels] = True
     return occurs
-
-
-def _check_splits(scenes: Scenes) -> None:
-    for (first, rows), (second, others) in combinations(scenes.splits.items(), 2):
-        shared = range(max(rows.start, others.start), min(rows.stop, others.stop))
-        if shared:
-            raise UserError(
-                f'{scenes.name}: scenes {shared.start} to {shared.stop - 1} are both in "{first}" and in "{second}"; '
-                "mend the attributes split_..."
-            )
 
 
 def _check_factors(scenes: Scenes) -> None:

@@ -31,8 +31,8 @@ class Minibatches:
         step_size = batch_size * world_size
         if len(images) < step_size:
             raise UserError(
-                f"{len(images)} training images are fewer than the {step_size} of one step "
-                f"(batch size {batch_size} on {world_size} devices): lower the batch size or add images"
+                f"{len(images)} training images are fewer than the {step_size} of one step: lower the batch size "
+                f"({batch_size} on each of {world_size} devices) or add images"
             )
         self.images = images
         self.batch_size = batch_size

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.networks.decoders import PLACE_SCALE
-from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, MomentsReadout, PixelFeatures
+from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, MomentsReadout, PixelFeatures, pool
 from pyro_lom.networks.slot_attention import Attended
 
 
@@ -47,4 +47,4 @@ class CompactSlotAttention(nn.Module):
         log_masks = (-distance.float() / self.log_bandwidth.exp()).log_softmax(-2)
         masks = log_masks.exp()
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-        return Attended(self.readout(weights @ pixels.features.flatten(2).transpose(1, 2)), log_masks)
+        return Attended(self.readout(pool(pixels.features, weights)), log_masks)

@@ -20,8 +20,12 @@ class PixelFeatures(NamedTuple):
 
 
 def pool(features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K F"]:
-    """Sums of the features of all N = H W pixels, under K sets of weights."""
-    return weights @ features.flatten(-2).transpose(-1, -2)
+    """Sums of the features of all N = H W pixels, under K sets of weights.
+
+    In the weights' arithmetic, float32, under autocast as well: differences of these moments are variances.
+    """
+    with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
+        return weights @ features.to(weights.dtype).flatten(-2).transpose(-1, -2)
 
 
 class PixelEncoder(nn.Module):

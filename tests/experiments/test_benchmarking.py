@@ -12,6 +12,7 @@ from experiments import benchmarking
 from experiments.benchmarking import IDENTITY, Arguments, _settings, main
 from experiments.pyro_share import _without_pyro, seconds_of_pyro
 from experiments.step_timing import REFERENCE_GFLOP, measure
+from pyro_lom.errors import UserError
 
 TINY = ["--resolutions", "32", "--slots", "2", "--batch-sizes", "1", "--steps", "2"]
 
@@ -122,6 +123,31 @@ def test_more_mistakes(refusal, monkeypatch):
         assert line in refusal(main, "--compare", "old.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert refusal(main, "--device", "cuda") == "--device cuda: torch finds no GPU here; choose cpu"
+
+
+def test_a_row_that_cannot_be_measured_leaves_the_others(command, monkeypatch):
+    def only_eager(settings):
+        if settings.accumulate == 1 and settings.config.model.system == "genesis-v2":
+            return measure(settings)
+        raise UserError("no luck")
+
+    monkeypatch.setattr(benchmarking, "_in_a_process_of_its_own", only_eager)
+    code, out, err = command(main, "--systems", "lom-genesis-v2", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 2 and "genesis-v2" in out
+    assert "lom-genesis-v2-objects-room at 32: no luck" in err
+    assert err.splitlines()[-1] == "error: 1 of 2 rows could not be measured, see above"
+    assert [row["system"] for row in json.loads(Path("rows.json").read_text())] == ["genesis-v2"]
+    code, out, err = command(main, "--systems", "lom-genesis-v2", *TINY)
+    assert (code, out) == (2, "") and err.splitlines()[-1] == "error: no luck"
+
+
+def test_rows_of_before_there_were_graphs_compare(command, here):
+    code, _, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 0, err
+    [row] = json.loads(Path("rows.json").read_text())
+    del row["cuda_graph"]
+    Path("rows.json").write_text(json.dumps([row]))
+    assert [found["cuda_graph"] for found in benchmarking.read_rows(Path("rows.json"))] == [False]
 
 
 def test_a_process_that_is_killed_is_one_line(refusal, monkeypatch):

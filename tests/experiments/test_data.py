@@ -347,7 +347,7 @@ def test_info_of_a_folder(command, towers):
 
 def test_info_refuses_what_contradicts_itself(refused, towers):
     write_scenes("small.h5", replace(towers, splits={"train": range(50), "test": range(48, 64)}), source="", seed=0)
-    assert refused("info", "small.h5").startswith('towers: scenes 48 to 49 are both in "test" and in "train"')
+    assert refused("info", "small.h5").startswith('scenes 48 to 49 of small.h5 are both in "test" and in "train"')
 
 
 def test_info_refuses_a_truncated_file(refused, data, tmp_path):

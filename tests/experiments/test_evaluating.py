@@ -69,9 +69,9 @@ def test_an_orderless_model_alone(command, alone, tmp_path):
 
 
 def test_a_metric_asked_for_alone_refuses(refusal, run):
-    assert refusal(main, run, "--metrics", "fid").startswith("FID needs the weights of Inception-v3")
+    assert refusal(main, run, "--metrics", "fid").startswith(f"{run}: fid: FID needs the weights of Inception-v3")
     assert refusal(main, run, "--metrics", "fd-pca64") == (
-        "64 principal components need at least 65 images, not 16: use more images"
+        f"{run}: fd-pca64: 64 principal components need at least 65 images, not 16: use more images"
     )
 
 
@@ -91,7 +91,7 @@ def test_mistakes(arguments, line, refusal):
 
 def test_what_is_asked_by_name_is_refused_where_it_makes_no_sense(command, run):
     code, out, err = command(main, run, "--metrics", "slot-order", "fd-pca64")
-    assert (code, out) == (2, "") and "error: 64 principal components need at least 65 images" in err
+    assert (code, out) == (2, "") and f"error: {run}: fd-pca64: 64 principal components need at least 65 images" in err
     assert set(json.loads((run / "evaluation.json").read_text())) == {"slot-order"}  # what was done is kept
 
 
@@ -116,5 +116,7 @@ def test_the_second_run_is_looked_at_before_the_first_is_measured(refusal, run):
 
 def test_a_damaged_memory_is_told(command, run):
     (run / "evaluation.json").write_text("{")
-    code, out, err = command(main, run, *FAST)
-    assert (code, out) == (2, "") and f"error: {run}/evaluation.json cannot be read" in err
+    for options in (FAST, []):
+        code, out, err = command(main, run, *options)
+        assert (code, out) == (2, "") and f"error: {run}/evaluation.json cannot be read" in err
+        assert err.splitlines()[-1].endswith("; remove the file to compute its numbers again")

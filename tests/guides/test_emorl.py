@@ -61,7 +61,7 @@ class TestInference:
 
     def test_each_site_is_sampled_from_the_posterior_found_for_it(self, guide):
         trace, posterior = run(guide, IMAGES), run(guide.infer, IMAGES).nodes["_RETURN"]["value"]
-        _, second, third, _ = posterior.steps
+        _, second, third, _ = posterior.earlier
         found = {"o_3": third, "o_2": second, "o_1": SlotMoments(posterior.loc, posterior.scale)}
         for name, (loc, scale) in found.items():
             close(trace.nodes[name]["fn"].mean, loc)
@@ -94,7 +94,7 @@ class TestInference:
         expected = run(guide.infer, IMAGES).nodes["_RETURN"]["value"]
         with disabled():
             found = run(guide.infer, 1 * IMAGES).nodes["_RETURN"]["value"]
-        assert not any(part.requires_grad for part in (*found[:3], *sum(found.steps, ())))
+        assert not any(part.requires_grad for part in (*found[:3], *sum(found.earlier, ())))
         torch.testing.assert_close(found, expected.detach())
 
     @pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
@@ -134,7 +134,7 @@ class TestRefinement:
     def test_it_moves_as_often_as_asked(self, num_refinements):
         guide = tiny_system("emorl", num_refinements=num_refinements).orderless.guide
         posterior = guide.infer(IMAGES)
-        assert len(posterior.steps) == 2 + num_refinements
+        assert len(posterior.earlier) == 2 + num_refinements
         assert torch.isfinite(posterior.loc).all()
 
     def test_it_reads_the_gradient_of_the_elbo_of_each_scene(self, pair):
@@ -168,7 +168,7 @@ class TestTraining:
     @pytest.mark.parametrize(("num_refinements", "weights"), [(1, [2, 3 / 2]), (2, [5 / 3, 4 / 3, 1])])
     def test_step_weights_are_the_published_ones(self, num_refinements, weights):
         guide = tiny_system("emorl", num_refinements=num_refinements).orderless.guide
-        steps = guide.training_steps(guide.infer(IMAGES))
+        steps = guide.loss_parts(guide.infer(IMAGES))
         assert [step.weight for step in steps] == pytest.approx(weights)
 
     def test_the_loss_is_the_weighted_sum_of_the_published_terms(self, pair, monkeypatch):
@@ -178,7 +178,7 @@ class TestTraining:
         )
         model, guide = pair
         posterior = given_noise(guide, torch.zeros(B, 1, K, 5, SLOT_DIM))
-        first, second, third, refined = posterior.steps
+        first, second, third, refined = posterior.earlier
         p_1, p_2 = model.slot_prior(second.loc), model.slot_prior(third.loc)
 
         def error(slots):
@@ -192,7 +192,7 @@ class TestTraining:
         expected = 5 / 3 * (error(third.loc) + kl(third, standard) + kl(second, p_2) + kl(first, p_1))
         expected += 4 / 3 * (error(refined.loc) + kl(refined, p_1)) + error(last.loc) + kl(last, p_1)
         loss = 0.0
-        for weight, model_of_step, guide_of_step in guide.training_steps(posterior):
+        for weight, model_of_step, guide_of_step in guide.loss_parts(posterior):
             terms = TraceScene_ELBO().terms(model_of_step, guide_of_step, IMAGES)
             loss = loss - weight * terms.mean_elbo()
         torch.testing.assert_close(loss, expected.mean())
@@ -207,7 +207,7 @@ class TestTraining:
     def test_every_weight_gets_a_gradient(self, pair):
         guide = pair.guide
         posterior = guide.infer(IMAGES)
-        for weight, *programs in guide.training_steps(posterior):
+        for weight, *programs in guide.loss_parts(posterior):
             (-weight * TraceScene_ELBO().terms(*programs, IMAGES).mean_elbo()).backward(retain_graph=True)
         for program in pair:
             for name, parameter in program.named_parameters():
@@ -233,7 +233,7 @@ def test_after_a_little_training_refinement_raises_the_elbo():
     elbos = []
     with torch.no_grad():
         posterior = guide.infer(held_out)
-        for moments in (posterior.steps[2], SlotMoments(posterior.loc, posterior.scale)):  # q_3, and q_3 refined
+        for moments in (posterior.earlier[2], SlotMoments(posterior.loc, posterior.scale)):  # q_3, and q_3 refined
             torch.manual_seed(1)
             given = posterior._replace(loc=moments.loc, scale=moments.scale)
             elbos.append(TraceScene_ELBO().terms(model, partial(guide, orderless=given), held_out).mean_elbo())

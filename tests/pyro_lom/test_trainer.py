@@ -21,6 +21,7 @@ from tiny import SYSTEMS, tiny_config, tiny_images, tiny_objective
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.systems import build_objective, build_phases, build_system
+from pyro_lom import step as step_module
 from pyro_lom import trainer as trainer_module
 from pyro_lom.data.device_minibatches import Prefetched, Resident
 from pyro_lom.data.minibatches import Minibatches, to_float
@@ -30,7 +31,7 @@ from pyro_lom.non_finite import NonFiniteLoss, NonFiniteWatch
 from pyro_lom.phase import Phase
 from pyro_lom.progress import progress_line
 from pyro_lom.runs import Run
-from pyro_lom.step import set_up, take_step
+from pyro_lom.step import TrainingStep
 from pyro_lom.trainer import Interrupted, Trainer
 
 NUM_STEPS = 10
@@ -366,7 +367,7 @@ def test_a_training_by_a_graph_is_the_training_without(tmp_path, monkeypatch, or
     resumed = make_trainer(tmp_path / "killed", **options)
     resumed.resume()
     resumed.fit()
-    monkeypatch.setattr(trainer_module, "CudaGraphStep", lambda step, device: step)
+    monkeypatch.setattr(step_module, "CudaGraphStep", lambda step, device: step)
     make_trainer(tmp_path / "plain", **options).fit()
     for name in ("graph", "killed"):
         assert_same(final_weights(tmp_path / name), final_weights(tmp_path / "plain"))
@@ -388,10 +389,10 @@ def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v
     """What two steps on `images` make of the weights and the multipliers, with noise that belongs to their rows."""
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     objective = tiny_objective(system)
-    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=1e-4))
+    take_step = TrainingStep(fabric, objective, clip_norm=100.0, accumulate=accumulate, make_optimizer=torch.optim.SGD)
     for _ in range(2):
         with FixedNoise(len(BATCH), first):
-            take_step(fabric, pairs, optimizer, images, clip_norm=100.0, accumulate=accumulate)
+            take_step(images, 1e-4)
     return {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
 
 
@@ -410,8 +411,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(accumulate):
 
 def test_one_graph_is_held_at_a_time():
     """The orderless pair's backward pass is over, and its graph gone, before the ordered pair begins."""
-    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
-    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=0.0))
+    objective = tiny_objective()
     orderless, decoded, began = objective.pairs["orderless"], [], []
     orderless.model.decoder.register_forward_hook(lambda _, inputs, output: decoded.append(weakref.ref(output)))
 
@@ -420,20 +420,47 @@ def test_one_graph_is_held_at_a_time():
         assert decoded and all(output() is None for output in decoded)
 
     objective.pairs["ordered"].register_forward_pre_hook(look)
-    take_step(fabric, pairs, optimizer, BATCH, accumulate=2)
+    TrainingStep(Fabric(accelerator="cpu", devices=1), objective, accumulate=2)(BATCH, 1e-4)
     assert began == [True, True]
 
 
 def test_clipping_is_of_the_gradient_of_all_pairs():
-    fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective()
-    pairs, optimizer = set_up(fabric, objective, torch.optim.SGD(objective.parameters(), lr=0.0))
-    take_step(fabric, pairs, optimizer, BATCH, clip_norm=1e-3)
+    objective = tiny_objective()
+    TrainingStep(Fabric(accelerator="cpu", devices=1), objective, clip_norm=1e-3)(BATCH, 1e-4)
     norms = {
         name: torch.stack([parameter.grad.norm() for parameter in pair.parameters()]).norm()
         for name, pair in objective.pairs.items()
     }
     assert all(norm > 0 for norm in norms.values())
     torch.testing.assert_close(torch.stack([*norms.values()]).norm(), torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+def test_a_posterior_found_before_is_taken_apart_with_its_batch():
+    fabric, found = Fabric(accelerator="cpu", devices=1), []
+    for accumulate in (1, 2):
+        objective = tiny_objective()
+        with FixedNoise(len(BATCH)):
+            posterior = objective.pairs["orderless"].guide.infer(BATCH).detach()
+        with FixedNoise(len(BATCH)):
+            take_step = TrainingStep(fabric, objective, accumulate=accumulate)
+            found.append(take_step(BATCH, 1e-4, orderless=posterior).errors)
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=0)
+    objective = tiny_objective("lom-emorl")  # whose posterior is one of several
+    posterior = objective.pairs["orderless"].guide.infer(BATCH).detach()
+    evaluation = TrainingStep(fabric, objective, accumulate=2)(BATCH, 1e-4, orderless=posterior)
+    assert all(torch.isfinite(error) for error in evaluation.errors.values())
+
+
+def test_what_asks_for_no_gradient_stands_still(tmp_path):
+    trainer = make_trainer(tmp_path)
+    frozen = trainer.objective.pairs["ordered"].model.slot_prior
+    frozen.requires_grad_(False)
+    before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
+    trainer.fit()
+    still = [name for name, value in trainer.objective.state_dict().items() if torch.equal(value, before[name])]
+    assert {f"pairs.ordered.model.slot_prior.{name}" for name in frozen.state_dict()} <= set(still)
+    assert not [name for name in still if "slot_prior" not in name and name.endswith("weight")]
 
 
 def test_parts_of_another_batch_do_not():
@@ -492,13 +519,13 @@ class Waits(TorchDispatchMode):
 def test_no_value_is_read_back_from_the_device_within_a_step(system, tmp_path):
     pyro.enable_validation(False)
     fabric, objective = Fabric(accelerator="cpu", devices=1), tiny_objective(system)
-    pairs, optimizer = set_up(fabric, objective, torch.optim.Adam(objective.parameters(), fused=True))
+    take_step = TrainingStep(fabric, objective, clip_norm=100.0)
     batches = Prefetched(Minibatches(IMAGES, 4, seed=0), fabric.device)
     watch = NonFiniteWatch(never=9)
 
     def step(number):
         images, _ = batches(number)
-        evaluation = take_step(fabric, pairs, optimizer, to_float(images), clip_norm=100.0)
+        evaluation = take_step(to_float(images), 1e-4)
         watch.note(number, evaluation.terms)
 
     step(0)  # makes Adam's state

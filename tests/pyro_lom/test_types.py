@@ -17,7 +17,7 @@ def some_posterior(masks, steps):
 def test_batches_come_apart_and_together_again(masks, steps):
     posterior = some_posterior(masks, steps)
     first, second = (posterior.map(lambda part, b=b: part[b : b + 1]) for b in range(2))
-    assert first.loc.shape == (1, 3, 5) and len(first.steps) == steps and (first.log_masks is None) == (not masks)
+    assert first.loc.shape == (1, 3, 5) and len(first.earlier) == steps and (first.log_masks is None) == (not masks)
     joined = first.map(lambda *parts: torch.cat(parts), second)
     assert str(joined) == str(posterior)
 
@@ -25,5 +25,5 @@ def test_batches_come_apart_and_together_again(masks, steps):
 def test_detaching_reaches_every_tensor():
     posterior = some_posterior(masks=True, steps=2).map(lambda part: part.requires_grad_())
     detached = posterior.detach()
-    assert not any(part.requires_grad for part in (*detached[:3], *detached.steps[0], *detached.steps[1]))
+    assert not any(part.requires_grad for part in (*detached[:3], *detached.earlier[0], *detached.earlier[1]))
     torch.testing.assert_close(detached, posterior.map(torch.Tensor.detach))

@@ -286,6 +286,15 @@ class TestRefusedFile:
         path = write_foreign(tmp_path / "a.h5", {"split_test": bounds}, images=scenes.images)
         assert_refused(lambda: read_scenes(path), path, "split_test", bounds, "0..20")
 
+    def test_splits_that_overlap(self, tmp_path, scenes):
+        splits = {"split_train": [0, 12], "split_test": [10, 20]}
+        path = write_foreign(tmp_path / "a.h5", splits, images=scenes.images)
+        assert_refused(lambda: read_scenes(path), path, "scenes 10 to 11 of", "split_")
+
+    def test_transparency(self, tmp_path):
+        path = write_foreign(tmp_path / "a.h5", images=np.zeros((3, 8, 8, 4), np.uint8))
+        assert_refused(lambda: read_scenes(path), path, "4 channels", "images[..., :3] leaves out transparency")
+
     def test_format_from_the_future(self, tmp_path, scenes):
         write_scenes(tmp_path / "toy.h5", scenes, source="noise", seed=5)
         with h5py.File(tmp_path / "toy.h5", "a") as file:

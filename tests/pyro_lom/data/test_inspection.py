@@ -37,12 +37,6 @@ def test_images_alone():
     assert (found.num_flat, found.num_objects.sum(), found.highest) == (6, 0, 9)
 
 
-def test_splits_that_overlap(towers):
-    splits = {"train": range(30), "test": range(25, 50)}
-    with pytest.raises(UserError, match='^towers: scenes 25 to 29 are both in "train" and in "test"; mend'):
-        inspect_scenes(replace(towers, splits=splits))
-
-
 def test_factors_that_are_not_finite(towers):
     hue = towers.factors["hue"].copy()
     hue[7, 1] = np.nan

@@ -68,7 +68,7 @@ def test_gathers_from_a_read_only_memory_map(tmp_path, images):
 
 def test_too_few_images(images):
     assert Minibatches(images, batch_size=23, seed=1).steps_per_epoch == 1
-    with pytest.raises(UserError, match="23 training images are fewer than the 24 .*batch size 12 on 2 devices"):
+    with pytest.raises(UserError, match="23 training images are fewer than the 24 .*12 on each of 2 devices"):
         Minibatches(images, batch_size=12, seed=1, world_size=2)
 
 
