@@ -107,7 +107,7 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
                 label=None if dashed else key,
                 linestyle="--" if dashed else "-",
                 linewidth=1,
-                marker="." if len(points) < 5 else None,  # a short run's line may be a point
+                marker=None if len(points) >= 5 else "_" if dashed else ".",  # a short run's line may be a point
                 color={"orderless": "C0", "ordered": "C1"}.get(pair) if "KL" not in title else None,
             )
         axis.set(title=title, xlabel="step", yscale="log")
