@@ -23,12 +23,15 @@ PIP = $(VENV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c 
 fit: $(READY)
 	$(VENV) experiments/fit.py $(ARGS)
 
+# A process for each core, with one thread each
+PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto
+
 test: $(READY)
-	$(VENV) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # pytest's exit code 5: nothing was collected
 test-slow: $(READY)
-	@$(VENV) -m pytest -m "slow and not gpu" $(PYTEST_ARGS) \
+	@$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS) \
 	|| { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "There are no slow tests to run."; }
 
 lint: $(READY)

@@ -1,7 +1,25 @@
-"""Commands, presets, and the pairing of system names with models and guides."""
+"""The commands, and functions for use from Python: `fit`, `evaluate`, `load_run` and `sample_scenes`."""
 
 import os
+import sys
+from importlib import import_module
+from types import ModuleType
 
-# Read by OpenMP when torch is imported. Its threads wait by spinning, for milliseconds by default: beside another busy
-# process, and with small networks, steps then take seconds. A short spin costs 1 % on an idle machine.
+# OpenMP reads this when torch is imported. By default its threads spin for milliseconds while they wait. Steps of small
+# networks then take seconds if another process is busy. A short spin costs 1 % on an idle machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _function(module: str, name: str) -> property:
+    """Return a property that imports the function at first use. Importing `experiments.fit` does not replace it."""
+    return property(lambda package: getattr(import_module(module), name), lambda package, submodule: None)
+
+
+class _Package(ModuleType):
+    fit = _function("experiments.fit", "fit")
+    evaluate = _function("experiments.evaluate", "evaluate")
+    load_run = _function("experiments.loading", "load_run")
+    sample_scenes = _function("experiments.evaluation.reading", "sample_scenes")
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,16 +1,215 @@
 """Measure training steps: `python experiments/benchmark.py [options]`."""
 
-import sys
+if __name__ == "__main__":
+    import installed  # noqa: F401
 
-try:
-    from experiments import benchmarking, cli
-except ModuleNotFoundError as missing:
-    print(
-        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
+import itertools
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.benchmarks.step_timing import NUM_IMAGES, Settings, measure
+from experiments.config import Count, NumSlots, check_bounds
+from experiments.systems import PRESETS, build, check, preset
+from experiments.training.devices import check_batches, check_cuda_graph, with_global_batch_size
+from pyro_lom.errors import UserError
+from pyro_lom.files import replacing
+
+DESCRIPTION = """Measure training steps: benchmark.py [options]. Each row is measured on random images in its own
+process after a warm-up: median, minimum and spread of the time of a step, the time of its parts, and its rate as a
+share of the device's fastest matrix product."""
+
+_DATA = "objects-room"
+SYSTEMS = tuple(name.removesuffix(f"-{_DATA}") for name in PRESETS if name.endswith(f"-{_DATA}"))
+Row = dict[str, Any]
+IDENTITY = tuple("system data pairs resolution slots batch precision device compiled cuda_graph accumulate".split())
+"""Keys by which `--compare` identifies a row."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    systems: tuple[Literal[*SYSTEMS], ...] = SYSTEMS
+    """Systems to measure."""
+    data: str = _DATA
+    """Data set of the presets <system>-<data>. They define the sizes of networks and all other options."""
+    resolutions: tuple[Count, ...] = ()
+    """Height and width of the images in pixels; by default the preset's."""
+    slots: tuple[NumSlots, ...] = ()
+    """K; by default the preset's."""
+    batch_sizes: tuple[Count, ...] = (8,)
+    """Scenes per step; the preset's if the list is empty."""
+    precisions: tuple[Literal["32-true", "bf16-mixed"], ...] = ("32-true",)
+    """Precisions, as in `fit.py --train.precision`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto selects a GPU if there is one."""
+    modes: tuple[Literal["eager", "compiled", "cuda-graph", "compiled-cuda-graph"], ...] = ("eager",)
+    """How steps run: without options, with compiled networks (`fit.py --compile`), as a CUDA graph (`--cuda-graph`)."""
+    accumulate: Count = 1
+    """Number of parts of a batch (`fit.py --accumulate`)."""
+    steps: Count = 15
+    """Timed steps per row, after three steps of warm-up."""
+    json: Path | None = None
+    """JSON file for the rows."""
+    compare: Path | None = None
+    """File of an earlier --json; the ratios of time and memory, new over old, are printed."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="benchmark.py", description=DESCRIPTION)
+    check_bounds(options)
+    for name in ("systems", "precisions", "modes"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} needs one or more")
+    cli.check_output(options.json, "--json")
+    old = None if options.compare is None else read_rows(options.compare)
+    rows: list[Row] = []
+    failures: list[UserError] = []
+    with tqdm(_settings(options), dynamic_ncols=True, unit="row") as bar:
+        for settings in bar:
+            bar.set_description(f"{settings.config.preset} at {settings.config.data.image_size}")
+            try:
+                rows.append(_in_a_process_of_its_own(settings))
+            except UserError as error:
+                failures.append(error)
+                bar.write(f"{bar.desc.rstrip(': ')}: {error}", file=sys.stderr)
+    if not rows:
+        raise failures[0]
+    print(table(rows) if old is None else f"{table(rows)}\n\n{comparison(rows, old)}")
+    if options.json is not None:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(rows) + len(failures)} rows could not be measured, see above")
+
+
+def _settings(options: Arguments) -> list[Settings]:
+    """Return the settings of each row; raises UserError for options that cannot be measured."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; choose cpu")
+    found = []
+    for system in options.systems:
+        base = preset(f"{system}-{options.data}")
+        choices = (
+            options.resolutions or (base.data.image_size,),
+            options.slots or (base.model.num_slots,),
+            options.batch_sizes or (None,),
+            options.precisions,
+            options.modes,
+        )
+        for image_size, num_slots, batch_size, precision, mode in itertools.product(*choices):
+            model = replace(base.model, num_slots=num_slots)
+            config = replace(
+                base,
+                data=replace(base.data, image_size=image_size),
+                model=model,
+                train=replace(base.train, precision=precision),
+            )
+            config = with_global_batch_size(config, batch_size, world_size=1, accumulate=1)
+            compiled, cuda_graph = "compiled" in mode, "cuda-graph" in mode
+            check(config, accumulate=options.accumulate, cuda_graph=cuda_graph)
+            if cuda_graph:
+                check_cuda_graph(on_gpu=device == "cuda")
+            phases = config.model.phases(build(config, (3, image_size, image_size)), config.train)
+            check_batches(phases, NUM_IMAGES, world_size=1, accumulate=options.accumulate)
+            of_device = (device, compiled, cuda_graph, options.accumulate)
+            found += [
+                Settings(config, system, options.data, *of_device, options.steps, phase) for phase in range(len(phases))
+            ]
+    return found
+
+
+def _in_a_process_of_its_own(settings: Settings) -> Row:
+    """Measure a row in a new process, so that earlier rows affect neither its peak memory nor its time."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        try:
+            return executor.submit(measure, settings).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of {settings.config.preset} was killed, perhaps because memory ran out: take smaller "
+                "--batch-sizes or --resolutions"
+            ) from None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows that `--json` wrote; raises UserError if the file cannot be read or has other content."""
+    try:
+        rows = [{"cuda_graph": False} | row for row in json.loads(path.read_text())]  # older files do not have it
+        missing = {key for row in rows for key in (*IDENTITY, "median_s", "peak_memory_mb") if key not in row}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--compare {path} cannot be read: {error}") from error
+    if missing:
+        raise UserError(f"--compare {path} was not written by this benchmark: it has no {', '.join(sorted(missing))}")
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Format three tables for a terminal: steps, the parts of their time, and the rates of other work."""
+    steps = {
+        "median": ("median_s", ".4f"),
+        "min": ("min_s", ".4f"),
+        "spread": ("spread_s", ".4f"),
+        "img/s": ("images_per_second", ".0f"),
+        "MB": ("peak_memory_mb", ".0f"),
+        "GFLOP/s": ("peak_gflops", ".0f"),
+        "of peak": ("share_of_peak", ".1%"),
+    }
+    parts = {part: (part, ".1f") for row in rows for part in row["parts"]}
+    in_parts = [row | {part: 1e3 * row["parts"].get(part, 0) for part in parts} for row in rows if row["parts"]]
+    rates = {name: (f"{name}_images_per_second", ".0f") for name in ("loading", "sampling", "evaluation")}
+    if any(row["read_ahead_images_per_second"] is not None for row in rows):  # on a GPU
+        rates["read ahead"] = ("read_ahead_images_per_second", ".0f")
+    return "\n\n".join(
+        (
+            _titled("A training step, seconds; spread is between its 10th and 90th percentile", rows, steps),
+            _titled("Parts of a step, milliseconds, forward and backward", in_parts, parts),
+            _titled("Images per second", rows, rates),
+        )
     )
-    sys.exit(2)
-except KeyboardInterrupt:  # while libraries load
-    sys.exit(130)
+
+
+def comparison(rows: list[Row], old: list[Row]) -> str:
+    """Format a table of the ratios of time and memory, new over old."""
+    before = {tuple(row[key] for key in IDENTITY): row for row in old}
+    keys, ratios = ("median_s", "peak_memory_mb"), []
+    for row in rows:
+        found = before.get(tuple(row[key] for key in IDENTITY))
+        ratios.append(row | {key: f"{row[key] / found[key]:.2f}" if found else "not there" for key in keys})
+    return _titled("New over old", ratios, {"time": ("median_s", ""), "memory": ("peak_memory_mb", "")})
+
+
+def _titled(title: str, rows: list[Row], columns: dict[str, tuple[str, str]]) -> str:
+    """Format a title and aligned columns; `columns` maps a heading to the key of a row and a format."""
+    lines = [["system", "pixels", "K", "batch", "precision", "on", *columns]]
+    for row in rows:
+        values = ((row[key], spec) for key, spec in columns.values())
+        shown = ("" if value is None else format(value, spec).replace("%", " %") for value, spec in values)
+        lines.append([*_names(row), *shown])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+    return "\n".join([title, *aligned])
+
+
+def _names(row: Row) -> list[str]:
+    alone = "" if row["pairs"] == "all" else f", {row['pairs']}"
+    place = row["device"] + ", compiled" * row["compiled"] + ", graph" * row["cuda_graph"]
+    place += f", in {row['accumulate']} parts" if row["accumulate"] > 1 else ""
+    return [row["system"] + alone, *(str(row[key]) for key in ("resolution", "slots", "batch", "precision")), place]
+
 
 if __name__ == "__main__":
-    cli.run(benchmarking.main)
+    cli.run(main)

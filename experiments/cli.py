@@ -1,6 +1,6 @@
-"""What every command does alike: options from dataclasses, mistakes told in one line, exit codes.
+"""Code that all commands share: options from dataclasses, errors in one line, exit codes.
 
-Exit codes: 0 done; 1 a failure of ours; 2 a mistake of the user's; 128 + the signal's number when stopped by one.
+Exit codes: 0 success; 1 failure of the program; 2 wrong options, data or files; 128 + N stopped by signal N.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +19,50 @@ import tyro
 from tqdm import tqdm
 
 from pyro_lom.errors import UserError
-from pyro_lom.non_finite import NonFiniteLoss
-from pyro_lom.trainer import Interrupted
+from pyro_lom.training.non_finite import NonFiniteLoss
+from pyro_lom.training.trainer import Interrupted
 
 
 def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, description: str) -> Any:
-    """Options as the dataclass `kind`, or as one of the dataclasses of a union of subcommands.
+    """Parse options into the dataclass `kind`, or into one of a union of dataclasses (subcommands).
 
     Raises:
-        UserError: an option is unknown or has a value that does not fit.
+        UserError: an option is unknown or has an invalid value.
     """
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            options = {} if default is None else {"default": default}
+        with contextlib.redirect_stderr(printed):
+            options = {} if default is None else {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
             return tyro.cli(kind, args=arguments, prog=prog, description=description, **options)
     except SystemExit as leaving:
         if leaving.code in (0, None):  # --help
             raise
-        raise UserError(f"{_one_line(said.getvalue())} (see {prog} --help)") from None
+        raise UserError(f"{_one_line(printed.getvalue())} (see {prog} --help)") from None
 
 
-def progress(steps: range, what: str) -> tqdm:
-    """A bar over batches with the time left, gone when done; none for a single one, or where nobody watches."""
+def value_of(option: str, arguments: list[str]) -> str | None:
+    """Return the value of `option`, or None if it is not given; for an option that defines further options."""
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
+def progress(steps: Sequence, what: str) -> tqdm:
+    """Return a progress bar over batches; it is disabled for a single batch and if stderr is not a terminal."""
     disable = True if len(steps) == 1 else None
     return tqdm(steps, desc=what, leave=False, disable=disable, unit="batch", dynamic_ncols=True)
 
 
 def check_output(path: Path | None, option: str = "--output") -> None:
-    """Refuse a file to write that has no place, before anything is computed.
-
-    Raises:
-        UserError: `path` is a folder, or is in none that is there.
-    """
+    """Raise UserError if the file `path` cannot be written, because it is a folder or its folder does not exist."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UserError(f"{option} {path}: name a file in a folder that is there")
+        raise UserError(f"{option} {path}: name a file in a folder that exists")
 
 
 def _one_line(box: str) -> str:
-    """tyro draws a box with a title, the complaint, and then advice; keep the complaint."""
+    """Return the error message from tyro's box, which has a title, the message, and then advice."""
     lines = [re.sub(r"[^\x20-\x7e]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
     lines = [line for line in lines if line.strip("-")]
     complaint = []
@@ -69,7 +74,7 @@ def _one_line(box: str) -> str:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a command's `main` on the process's arguments, and leave with the right exit code."""
+    """Run a command's `main` on the process's arguments; print an error in one line and exit with its code."""
     warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
     try:
         main(sys.argv[1:])
@@ -79,13 +84,13 @@ def run(main: Callable[[list[str]], None]) -> None:
         _leave(str(error), 1)
     except Interrupted as stop:
         _leave(str(stop), 128 + stop.signal_number)
-    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, on the CPU of no class of its own
+    except (MemoryError, RuntimeError) as error:  # on the CPU, torch raises a plain RuntimeError
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         _leave("out of memory: take smaller batches, images or networks (see --help)", 2)
     except KeyboardInterrupt:  # outside of training
         _leave("stopped by SIGINT", 128 + signal.SIGINT)
-    except BrokenPipeError:  # who read our output has gone: `fit.py --dry-run | head`
+    except BrokenPipeError:  # the reader has closed the pipe: `fit.py --dry-run | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 

@@ -1,16 +1,28 @@
-"""Look at, import and render data sets: `python experiments/data.py COMMAND ...`, see `--help`."""
+"""Look at, import and render data sets: `python experiments/data.py COMMAND ...`."""
 
-import sys
-
-# All of it, for processes that render import this file too, and have no use for torch.
 if __name__ == "__main__":
-    try:
-        from experiments import cli, datasets
-    except ModuleNotFoundError as missing:
-        print(
-            f"error: {missing.name} is not installed: run pip install -e . in the project's folder first",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    import installed  # noqa: F401
 
-    cli.run(datasets.main)
+if __name__ != "__mp_main__":  # rendering processes import this file again, but use nothing of it
+    from typing import Annotated
+
+    import tyro
+
+    from experiments import cli
+    from experiments.datasets.describing import Info
+    from experiments.datasets.importing import Import
+    from experiments.datasets.rendering import Render
+
+    Command = (
+        Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[Render, tyro.conf.subcommand("render")]
+    )
+
+
+def main(arguments: list[str]) -> None:
+    cli.parse(Command, arguments, prog="data.py", description="Look at, import and render data sets.").run()
+
+
+if __name__ == "__main__":
+    cli.run(main)

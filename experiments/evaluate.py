@@ -1,16 +1,156 @@
-"""Evaluate runs: `python experiments/evaluate.py RUN... [options]`."""
-
-import sys
-
-try:
-    from experiments import cli, evaluating
-except ModuleNotFoundError as missing:
-    print(
-        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
-    )
-    sys.exit(2)
-except KeyboardInterrupt:  # while libraries load
-    sys.exit(130)
+"""Evaluate runs on their held-out scenes: `python experiments/evaluate.py RUN... [options]`."""
 
 if __name__ == "__main__":
-    cli.run(evaluating.main)
+    import installed  # noqa: F401
+
+import csv
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyro
+import torch
+import tyro
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.config import Count, Natural, Positive, check_bounds, overrides
+from experiments.evaluation.held_out import HeldOut, Values, segment
+from experiments.evaluation.metrics import METRICS, measure
+from experiments.evaluation.tables import Row, markdown
+from experiments.loading import check_runs
+from experiments.systems import own_systems
+from experiments.systems.options import SystemOptions
+from pyro_lom.errors import UserError
+from pyro_lom.figures import save_sheet
+from pyro_lom.files import replacing
+from pyro_lom.metrics.stacks import stacks_stand
+
+DESCRIPTION = """Evaluate runs on their held-out scenes, as in the paper: evaluate.py RUN... [options]. Numbers are
+stored in RUN/evaluation.json and computed once. Markdown tables over all runs are printed."""
+
+Metric = Literal[*METRICS]
+_COUNTS = "stacks.csv"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders. Runs that differ only in their seed share a row."""
+    metrics: tuple[Metric, ...] = tuple(name for name in METRICS if name != "fid")
+    """Metrics to compute. fid requires --inception-weights."""
+    num_images: Count = 10_000
+    """Largest number of held-out images; equally many scenes are sampled."""
+    temperature: Positive = 0.8
+    """Temperature tau of the samples (Sec. 4.1)."""
+    likelihood_images: Count = 100
+    """Number of images whose log p(x) is estimated."""
+    likelihood_samples: Count = 64
+    """Importance samples per image for log p(x)."""
+    inception_weights: Path | None = None
+    """File pt_inception-2015-12-05-6726825d.pth, for fid."""
+    output: Path | None = None
+    """Markdown file for the tables, which are also printed."""
+    sheet: Natural = 0
+    """Number of samples on a numbered contact sheet and in a CSV file, to count standing stacks by hand."""
+    systems: str | None = None
+    """Your own Python module that defines the systems of the runs."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="evaluate.py", description=DESCRIPTION)
+    check_bounds(options)
+    systems = own_systems(options.systems)
+    check_runs(options.runs, "evaluate.py", systems)  # before hours of computation
+    if not options.metrics:
+        raise UserError(f"--metrics needs one or more of: {', '.join(METRICS)}")
+    cli.check_output(options.output)
+    if options.sheet:
+        for folder in options.runs:
+            _refuse_to_lose_counts(folder)
+    rows = []
+    for folder in options.runs:
+        held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems)
+        if options.sheet:
+            _write_sheet(held_out, options.sheet, options.temperature)
+        values = _values(held_out, options)
+        rows.append(Row(folder, held_out.config, held_out.provenance["checkpoint"], len(held_out), values))
+    tables = markdown(rows, command=lambda folders: _command(folders, options))
+    print(tables)
+    if options.output is not None:
+        with replacing(options.output) as temporary:
+            temporary.write_text(tables + "\n", encoding="utf-8")
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    metrics: Sequence[Metric] = Arguments.metrics,
+    systems: Iterable[type[SystemOptions]] = (),
+    **options,
+) -> Values:
+    """Compute and store a run's metrics as the command does, and return their values by key.
+
+    Args:
+        options: options of the command by name, such as `num_images=2048`.
+
+    Raises:
+        UserError: the folder is not a run, its data are missing, or the data do not support one of `metrics`.
+    """
+    arguments = replace(Arguments(), runs=(Path(folder),), metrics=tuple(metrics), **options)
+    check_bounds(arguments)
+    return _values(HeldOut.open(Path(folder), num_images=arguments.num_images, systems=systems), arguments)
+
+
+@pyro.validation_enabled(False)
+def _values(held_out: HeldOut, options: Arguments) -> Values:
+    held_out.memory()  # a damaged file is refused before hours of computation
+    settings = asdict(options) | {"likelihood_images": min(options.likelihood_images, len(held_out))}
+    values: Values = {}
+    folder = held_out.run.folder
+    with tqdm(options.metrics, dynamic_ncols=True, unit="metric") as bar:
+        for name in bar:
+            bar.set_description(f"{folder.resolve().name}: {name}")
+            try:
+                values |= measure(name, held_out, settings, remember=True)
+            except UserError as reason:
+                if options.metrics != Arguments.metrics:  # selected by the user
+                    raise UserError(f"{folder}: {name}: {reason}") from reason
+                bar.write(f"{folder}: {name} not computed: {reason}", file=sys.stderr)
+    return values
+
+
+def _refuse_to_lose_counts(folder: Path) -> None:
+    if (folder / _COUNTS).exists():
+        raise UserError(f"{folder / _COUNTS} exists and may hold your counts: rename or remove it first")
+
+
+def _write_sheet(held_out: HeldOut, num_samples: int, tau: float) -> None:
+    """Write `figures/stacks.png` and `stacks.csv`, whose column `stands_by_hand` the user fills in."""
+    images, stand = [], []
+    for sample in held_out.samples(held_out.final, tau, "sampling for the sheet", num_scenes=num_samples):
+        if sample.log_masks is None:
+            raise UserError(f"{held_out.run.folder}: --sheet needs masks, and this system has none")
+        images.append(sample.image.cpu())
+        stand.append(stacks_stand(segment(sample.log_masks)))
+    picture, counts = held_out.run.figures / "stacks.png", held_out.run.folder / _COUNTS
+    save_sheet(picture, torch.cat(images), f"Samples at tau = {tau:g}, numbered as in {_COUNTS}")
+    with replacing(counts) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample", "stands_by_rule", "stands_by_hand"])
+        writer.writerows([number, int(stands), ""] for number, stands in enumerate(np.concatenate(stand)))
+    for path in (picture, counts):
+        print(path, file=sys.stderr)
+
+
+def _command(folders: list[Path], options: Arguments) -> str:
+    words = overrides(replace(options, runs=(), output=None, sheet=0), Arguments())
+    return shlex.join(["python", "experiments/evaluate.py", *map(str, folders), *words])
+
+
+if __name__ == "__main__":
+    cli.run(main)

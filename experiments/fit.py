@@ -1,16 +1,270 @@
-"""Fit a model: `python experiments/fit.py [PRESET] [options]`; without arguments, the demo."""
-
-import sys
-
-try:
-    from experiments import cli, fitting
-except ModuleNotFoundError as missing:
-    print(
-        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
-    )
-    sys.exit(2)
-except KeyboardInterrupt:  # while libraries load
-    sys.exit(130)
+"""Fit a preset to its data set: `python experiments/fit.py [PRESET] [options]`; without arguments, the demo."""
 
 if __name__ == "__main__":
-    cli.run(fitting.main)
+    import installed  # noqa: F401
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Generic
+
+import pyro
+import torch
+import tyro
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.config import Config, Count, Model, to_dict
+from experiments.evaluation.drawing import draw
+from experiments.evaluation.held_out import HeldOut
+from experiments.evaluation.reading import TEMPERATURE, sample_scenes, signs_of_binding
+from experiments.evaluation.summary import summarise, summary_lines
+from experiments.loading import EMBEDDED, read_config, read_data
+from experiments.options import refuse_foreign_options
+from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
+from experiments.systems.options import SystemOptions
+from experiments.training.devices import check_batches, check_cuda_graph, join_again, processes, with_global_batch_size
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.errors import UserError
+from pyro_lom.objective import Objective
+from pyro_lom.system import result
+from pyro_lom.training.compilation import compile_networks
+from pyro_lom.training.non_finite import NonFiniteLoss
+from pyro_lom.training.precision import make_fabric
+from pyro_lom.training.runs import Run
+from pyro_lom.training.trainer import Interrupted, Trainer
+
+DESCRIPTION = f"""Fit a preset to its data set: fit.py [PRESET] [options]. Presets: {", ".join(PRESETS)}.
+Options override the preset's values. PRESET --help lists the options of its system."""
+
+# Options of devices, which --resume accepts: they change how a run is computed and not its configuration.
+_OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile", "cuda_graph")
+_HELD_OUT = 2048  # scenes for the summary
+_TO_JUDGE_BINDING = 128  # scenes for the warning about slots that do not bind
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[Model]):
+    config: Annotated[Config[Model], tyro.conf.arg(name="")]
+    devices: int = 1
+    """Number of GPUs or CPU processes; torchrun's number replaces it."""
+    global_batch_size: Count | None = None
+    """Scenes per step on all devices together, instead of --train.batch-size, which is per device."""
+    accumulate: Count = 1
+    """Number of parts of a device's batch that are processed one after another: the same step in less memory."""
+    resume: Path | None = None
+    """Run folder to resume with its own configuration. Only options of devices and --systems may be added."""
+    runs_dir: Path = Path("runs")
+    """Folder in which run folders are created."""
+    systems: str | None = None
+    """Your own Python module that defines systems. It is imported, and the kinds of its systems are presets."""
+    compile: bool = False
+    """Compile encoders and decoders with torch.compile; if that fails, print the reason and train uncompiled."""
+    cuda_graph: bool = False
+    """Record a step once as a CUDA graph and replay it, on one GPU: the same steps without Python's overhead."""
+    dry_run: bool = False
+    """Print the resolved configuration and the number of parameters of each part, and exit."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    systems = own_systems(options.systems)
+    config = options.config
+    if options.resume is not None:
+        config = read_config(Run.open(options.resume), systems)
+    if options.dry_run:
+        _print_plan(config)
+        return
+    of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
+    fit(config, systems=systems, resume=options.resume, runs_dir=options.runs_dir, **of_devices)
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """Parse the options of the command.
+
+    Raises:
+        UserError: an option is unknown, belongs to another system, has a wrong value, or conflicts with --resume.
+    """
+    name, rest = "demo", arguments
+    if arguments and not arguments[0].startswith("-"):
+        name, *rest = arguments
+    default = Arguments(preset(name, own_systems(cli.value_of("--systems", rest))))
+    refuse_foreign_options(rest, default.config)
+    kind = Arguments[type(default.config.model)]
+    options = cli.parse(kind, rest, default=default, prog="fit.py", description=DESCRIPTION)
+    if options.resume is not None:
+        taken = {name: getattr(options, name) for name in ("resume", "dry_run", "systems", *_OF_DEVICES)}
+        if options != Arguments(preset("demo"), **taken):
+            raise UserError(
+                f"--resume {options.resume} has its own configuration: with it only --devices, --global-batch-size, "
+                "--accumulate, --compile, --cuda-graph and --systems may be given"
+            )
+    return options
+
+
+@pyro.validation_enabled(False)  # the trainer reports a NaN by site and step
+def fit(
+    config: Config,
+    *,
+    systems: Iterable[type[SystemOptions]] = (),
+    devices: int = 1,
+    global_batch_size: int | None = None,
+    accumulate: int = 1,
+    compile: bool = False,
+    cuda_graph: bool = False,
+    resume: Path | None = None,
+    runs_dir: Path = Path("runs"),
+    **parts: Any,
+) -> Run:
+    """Train a configuration, as the command does.
+
+    Args:
+        systems: classes of your own systems, if `config.model` is one of them.
+        parts: modules that replace parts of the configured system, such as `scene_prior`.
+
+    Raises:
+        UserError: options, data and files are not compatible, or a file cannot be read or written.
+        NotImplementedError: a distribution of `scene_prior` has no rule of temperature.
+        Interrupted, NonFiniteLoss: see `Trainer.fit`.
+    """
+    # All checks come before processes are launched and a run folder is created.
+    counts = {"devices": devices, "global-batch-size": global_batch_size, "accumulate": accumulate}
+    for option, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{option} is {count}: it must be 1 or more")
+    if type(config.model) not in (*SYSTEMS, *systems):
+        raise UserError(f"{type(config.model).__name__} is a system of your own: pass its class by systems=[...]")
+    check(config, accumulate=accumulate, cuda_graph=cuda_graph)
+    devices, num_nodes = processes(devices)
+    if cuda_graph:
+        check_cuda_graph(on_gpu=torch.cuda.is_available(), num_processes=devices * num_nodes)
+    config = with_global_batch_size(config, global_batch_size, devices * num_nodes, accumulate)
+    scenes = read_data(config.data)
+    train = scenes.split("train")
+    torch.manual_seed(config.seed)
+    system = build(config, scenes.image_shape, **parts)
+    objective = Objective(system)
+    sample_scenes(result(system), 1, TEMPERATURE)  # a prior without a rule of temperature fails before training
+    phases = config.model.phases(system, config.train)
+    check_batches(phases, len(train.images), world_size=devices * num_nodes, accumulate=accumulate)
+    try:
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = config.train.precision
+        fabric = make_fabric(accelerator, precision=precision, devices=devices, num_nodes=num_nodes)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"--devices {devices} is not available: {error}") from error
+    join_again()
+    fabric.launch()
+    fabric.to_device(objective)
+
+    run, goes_on = fabric.broadcast(_open(runs_dir, config, resume) if fabric.is_global_zero else None)
+
+    def tell(line: str) -> None:
+        if fabric.is_global_zero:
+            tqdm.write(line, file=sys.stderr)
+            run.log(_stamped(line))
+
+    test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
+
+    def preview(step: int) -> None:
+        draw(system, test, run, seed=config.seed, step=step)
+        signs = signs_of_binding(system, float_images(test.images[:_TO_JUDGE_BINDING]))
+        if complaint := signs and signs.complaint():
+            tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
+
+    compiled = compile and compile_networks(objective, tell)
+    trainer = Trainer(
+        fabric,
+        objective,
+        train.images,
+        phases,
+        run,
+        seed=config.seed,
+        clip_norm=config.train.clip_norm,
+        accumulate=accumulate,
+        cuda_graph=cuda_graph,
+        log_every=config.train.log_every,
+        checkpoint_every=config.train.checkpoint_every,
+        preview_every=config.train.preview_every,
+        preview=preview,
+    )
+    if goes_on:
+        trainer.resume()
+        began_with, size = run.read_json("environment.json").get("processes", 1), config.train.batch_size
+        if global_batch_size is None and began_with != fabric.world_size:
+            tell(
+                f"warning: a step takes {size * fabric.world_size} scenes, and took {size * began_with} on the "
+                f"{began_with} devices that the run began on: --global-batch-size {size * began_with} keeps them"
+            )
+    how = f", {trainer.step} of them done" * (trainer.step > 0)
+    how += f", in {accumulate} parts" * (accumulate > 1) + ", compiled" * compiled + ", as a CUDA graph" * cuda_graph
+    tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
+    try:
+        trainer.fit()
+    except (Interrupted, NonFiniteLoss) as end:
+        if not fabric.is_global_zero:
+            sys.exit()  # the first process reports it
+        run.log(_stamped(str(end)))
+        raise
+    tell("evaluating ...")
+    if not fabric.is_global_zero:
+        return run
+    summary = summarise(HeldOut(run, config, system, scenes, num_images=_HELD_OUT, parts=parts))
+    summary |= {
+        "images_per_second": round(trainer.images_seen / trainer.seconds, 1) if trainer.seconds else None,
+        "train_minutes": round(trainer.seconds / 60, 3),
+        "parameters": _num_parameters(objective),
+        "seed": config.seed,
+    }
+    run.write_json("summary.json", summary)
+    pictures = draw(system, test, run, seed=config.seed)
+    print("\n" + "\n".join(summary_lines(summary)))
+    print(f"\nall numbers: {run.folder / 'summary.json'}")
+    print("pictures:    " + "\n             ".join(map(str, pictures)))
+    return run
+
+
+def anchored(config: Config) -> Config:
+    """Return the configuration with an absolute path to the user's data, so that the run resumes from any folder."""
+    if config.data.path in EMBEDDED:
+        return config
+    return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
+
+
+def _open(runs_dir: Path, config: Config, resume: Path | None) -> tuple[Run, bool]:
+    """Return the run, and whether it resumes: `resume`, the run of a job that torchrun restarted, or a new run."""
+    if resume is not None:
+        return Run.open(resume), True
+    kept = to_dict(anchored(config))
+    if (begun := Run.restarted(runs_dir, kept)) is not None:
+        return begun, True
+    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", kept), False
+
+
+def _print_plan(config: Config) -> None:
+    size = config.data.image_size
+    objective = Objective(build(config, (3, size, size)))
+    print(json.dumps(to_dict(config), indent=2))
+    print("\nparameters, for RGB images")
+    for pair_name, pair in objective.pairs.items():
+        for role in ("model", "guide"):
+            for part, module in getattr(pair, role).named_children():
+                if number := _num_parameters(module):
+                    print(f"  {pair_name + ' ' + role + '.' + part:40} {number:>10,}")
+    print(f"  {'total':40} {_num_parameters(objective):>10,}")
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _stamped(line: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

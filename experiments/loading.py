@@ -1,19 +1,21 @@
-"""From names on disk to objects: the scenes of a configuration, and the system of a run."""
+"""Loading of the scenes of a configuration, and of the system of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from experiments.config import Config, Data, from_dict
-from experiments.systems import System, build_objective, build_system
+from experiments.systems import SYSTEMS, build
+from experiments.systems.options import SystemOptions
 from pyro_lom.data.hdf5 import Scenes, read_scenes
 from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
-from pyro_lom.runs import Run, load_weights
+from pyro_lom.objective import Objective
+from pyro_lom.system import System
+from pyro_lom.training.runs import Run, load_weights
 
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
-"""Files of the embedded data set, and the size of their images: made when they are missing."""
+"""Files of the embedded data set, which are rendered if missing, and the size of their images."""
 
 _OBJECTS = "github.com/google-deepmind/multi_object_datasets"
 _PUBLISHED = {
@@ -22,15 +24,14 @@ _PUBLISHED = {
     "data/clevr6.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", ""),
     "data/shapestacks.h5": ("shapestacks", "ogroth.github.io/shapestacks", "shapestacks", ""),
 }
-"""What `data.py` calls the data sets of the presets, where they are published, what the file or folder is called there,
-and options of `data.py`."""
+"""Data files of the presets: name for `data.py`, place of publication, file or folder there, options of `data.py`."""
 
 
 def read_data(data: Data) -> Scenes:
-    """The scenes of a configuration; the embedded data set is made when it is not there.
+    """Return the scenes of a configuration. The embedded data set is rendered if it is missing or damaged.
 
     Raises:
-        UserError: they are missing, damaged, or not of the size asked for.
+        UserError: the scenes are missing or damaged, or do not have the size `data.image_size`.
     """
     if EMBEDDED.get(data.path) == data.image_size:
         return ensure_towers(data.path, data.image_size)
@@ -55,35 +56,50 @@ def _how_to_get(path: str) -> str:
     )
 
 
-def check_runs(folders: Sequence[Path], command: str) -> None:
-    """Refuse what `load_run` would, but for their data, before time is spent on the first of many.
+def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config:
+    """Read the configuration of a run of a built-in system or of one of your own `systems`.
 
     Raises:
-        UserError: there are none, one is given twice, is no run, or has no checkpoint that can be read.
+        UserError: it is damaged, or was written by an older version or by another system.
+    """
+    return from_dict(run.read_json("config.json"), (*SYSTEMS, *systems), place=f"{run.folder}/config.json")
+
+
+def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[SystemOptions]] = ()) -> None:
+    """Check run folders before hours of computation on the first of them. Data are not checked.
+
+    Raises:
+        UserError: there is no folder, or one is given twice, is not a run, or has no readable checkpoint.
     """
     if not folders:
         raise UserError(f"name one or more run folders: {command} runs/00000-...")
     for number, folder in enumerate(folders):
         run = Run.open(folder)
-        from_dict(run.read_json("config.json"), place=f"{folder}/config.json")
+        read_config(run, systems)
         run.load_checkpoint()
         if folder.resolve() in [other.resolve() for other in folders[:number]]:
             raise UserError(f"{folder} is named twice: name each run once")
 
 
-def load_run(folder: str | Path, *, scene_prior: nn.Module | None = None) -> tuple[Config, System, Scenes]:
-    """The configuration, the trained system (on the CPU, in evaluation mode) and the scenes of a run.
+def load_run(
+    folder: str | Path, *, systems: Iterable[type[SystemOptions]] = (), **parts: Any
+) -> tuple[Config, System, Scenes]:
+    """Return the configuration, the trained system (on the CPU, in evaluation mode) and the scenes of a run.
 
-    A run that was trained with a `scene_prior` of one's own needs one of the same kind, whose weights it loads.
+    Args:
+        systems: classes of your own systems.
+        parts: parts that the run was trained with, such as `scene_prior`; their weights are loaded.
 
     Raises:
-        UserError: the folder is no run, its last checkpoint is damaged, or its data are gone.
+        UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
     """
     run = Run.open(Path(folder))
-    config = from_dict(run.read_json("config.json"), place=f"{folder}/config.json")
+    config = read_config(run, systems)
     scenes = read_data(config.data)
-    system = build_system(config, scenes.image_shape, scene_prior=scene_prior)
-    objective = build_objective(config, system, scenes.image_shape)
-    load_weights(objective, run.load_checkpoint()[1], run.folder)
+    system = build(config, scenes.image_shape, **parts)
+    objective = Objective(system)
+    progress, weights, _ = run.load_checkpoint()
+    load_weights(objective, weights, run.folder)
+    objective.at_step(progress.step)
     objective.eval()
     return config, system, scenes

@@ -1,16 +1,141 @@
 """Make one HTML page of a run: `python experiments/report.py RUN [options]`."""
 
-import sys
+if __name__ == "__main__":
+    import installed  # noqa: F401
 
-try:
-    from experiments import cli, reporting
-except ModuleNotFoundError as missing:
-    print(
-        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
+import base64
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import cli
+from experiments.evaluation.words import QUANTITIES, number, split, title
+from pyro_lom.figures import save_curves
+from pyro_lom.files import replacing
+from pyro_lom.training.runs import Run
+
+DESCRIPTION = """Make one self-contained HTML page of a run: report.py RUN [options]. The page contains the numbers and
+pictures that the other commands have written, and requires no network."""
+
+_CAPTIONS = {  # in this order; other pictures come after them
+    "reconstructions": "Held-out scenes, reconstructions and masks",
+    "reconstructions-slots": "Held-out scenes, slot by slot",
+    "samples": "Unconditional samples",
+    "interpolation": "From one scene to another along great circles of s",
+    "between": "Between two given scenes",
+    "random-walk": "Random walks of s",
+    "retrieval": "Nearest scenes by s, re-ranked by a slot",
+    "stacks": "Samples, numbered, to count standing stacks by hand",
+}
+_TYPES = {".png": "image/png", ".gif": "image/gif"}
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+nav a { margin-right: 1rem; }
+figure { margin: 1.5rem 0; } figcaption { font-size: .9rem; margin-bottom: .3rem; }
+img { max-width: 100%; background: white; border-radius: 4px; image-rendering: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.columns { columns: 20rem; } .columns table { break-inside: avoid; margin-bottom: 1.2rem; width: 100%; }
+caption { text-align: left; font-weight: 600; padding-bottom: .2rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    output: Path | None = None
+    """HTML file; by default RUN/report.html."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="report.py", description=DESCRIPTION)
+    run = Run.open(options.run)
+    path = options.output or run.folder / "report.html"
+    cli.check_output(path)
+    if run.metrics():
+        save_curves(run.figures / "curves.png", run.metrics())
+    with replacing(path) as temporary:
+        temporary.write_text(page(run), encoding="utf-8")
+    print(f"{path} ({path.stat().st_size / 2**20:.1f} MB)")
+
+
+def page(run: Run) -> str:
+    """Return the HTML page of a run."""
+    config, title = run.read_json("config.json"), html.escape(run.folder.resolve().name)
+    sections = {
+        "Numbers": _numbers(run),
+        "Curves": _figure(run.figures / "curves.png", "Errors, KLs and multipliers of training"),
+        "Pictures": "".join(_figure(path, caption) for path, caption in _pictures(run)),
+        "Configuration": f'<div class="columns">{_tables(config)}</div>',
+        "Environment": f'<div class="columns">{_tables(run.read_json("environment.json"))}</div>',
+    }
+    sections = {name: content for name, content in sections.items() if content}
+    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
+    body = "".join(f'<h2 id="{name.lower()}">{name}</h2>{content}' for name, content in sections.items())
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head>'
+        f"<body><h1>{title}</h1><nav>{links}</nav>{body}</body></html>\n"
     )
-    sys.exit(2)
-except KeyboardInterrupt:  # while libraries load
-    sys.exit(130)
+
+
+def _numbers(run: Run) -> str:
+    tables = {}
+    if (run.folder / "summary.json").exists():
+        tables["at the end of training"] = _in_words(run.read_json("summary.json"))
+    if (run.folder / "evaluation.json").exists():
+        for name, found in run.read_json("evaluation.json").items():
+            tables[f"{name}, {found['protocol']['num_images']} images"] = _in_words(found["values"])
+    return f'<div class="columns">{_tables(tables)}</div>' if tables else ""
+
+
+def _in_words(values: dict[str, float | str | None]) -> dict[str, str | None]:
+    """Replace keys by titles, and numbers by formatted numbers; unknown keys do not change."""
+    return {
+        title(key): number(key, value) if isinstance(value, float | int) and split(key)[0] in QUANTITIES else value
+        for key, value in values.items()
+    }
+
+
+def _pictures(run: Run) -> list[tuple[Path, str]]:
+    paths = [path for path in run.figures.iterdir() if path.suffix in _TYPES and path.stem != "curves"]
+    order = list(_CAPTIONS)
+    paths.sort(key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.name))
+    return [(path, _CAPTIONS.get(path.stem, path.stem.replace("-", " ").capitalize())) for path in paths]
+
+
+def _figure(path: Path, caption: str) -> str:
+    if not path.exists():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    alt = html.escape(caption)
+    source = f"data:{_TYPES[path.suffix]};base64,{data}"
+    title = f"<figcaption>{alt}</figcaption>" if path.suffix == ".gif" else ""  # the others have one inside
+    return f'<figure>{title}<img alt="{alt}" src="{source}"></figure>'
+
+
+def _tables(values: dict[str, Any], caption: str = "") -> str:
+    """Format plain values as one table, and each nested dictionary as a further table."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    rows = "".join(f"<tr><td>{html.escape(key)}</td>{_cell(value)}</tr>" for key, value in plain.items())
+    table = f"<table><caption>{html.escape(caption)}</caption>{rows}</table>" if rows else ""
+    nested = {key: value for key, value in values.items() if isinstance(value, dict)}
+    prefix = f"{caption}." if caption else ""
+    return table + "".join(_tables(value, prefix + key) for key, value in nested.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f'<td class="number">{value:.4g}</td>'
+    return f'<td class="number">{html.escape("-" if value is None else str(value))}</td>'
+
 
 if __name__ == "__main__":
-    cli.run(reporting.main)
+    cli.run(main)

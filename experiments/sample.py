@@ -1,16 +1,145 @@
-"""Draw samples and reconstructions of runs: `python experiments/sample.py RUN... [options]`."""
-
-import sys
-
-try:
-    from experiments import cli, sampling
-except ModuleNotFoundError as missing:
-    print(
-        f"error: {missing.name} is not installed: run pip install -e . in the project's folder first", file=sys.stderr
-    )
-    sys.exit(2)
-except KeyboardInterrupt:  # while libraries load
-    sys.exit(130)
+"""Draw scenes of runs slot by slot: `python experiments/sample.py RUN... [options]`."""
 
 if __name__ == "__main__":
-    cli.run(sampling.main)
+    import installed  # noqa: F401
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyro
+import torch
+import tyro
+from torch import Tensor
+
+from experiments import cli
+from experiments.config import Bound, Count, Positive, check_bounds
+from experiments.evaluation.held_out import SEED, HeldOut, Values
+from experiments.evaluation.metrics import frechet_distances, pixel_pca
+from experiments.evaluation.reading import infer_batches, reconstruct, sample_scenes
+from experiments.evaluation.tables import Row, by_configuration, grid, spread
+from experiments.evaluation.words import QUANTITIES
+from experiments.loading import check_runs
+from experiments.systems import own_systems
+from pyro_lom import figures
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.metrics.features import EfficientNetLite0
+from pyro_lom.types import Rendering
+
+DESCRIPTION = """Draw unconditional samples and reconstructions of runs, slot by slot: sample.py RUN... [options].
+Pictures are written to RUN/figures."""
+
+_TAUS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of Figure 7
+_MEAN_OF = 128
+
+
+@dataclass(frozen=True)
+class Arguments:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders."""
+    num_scenes: Annotated[int, Bound("from 1 to 100", lambda number: 1 <= number <= 100)] = 12
+    """Scenes in a picture, one per column."""
+    temperature: Positive = 0.8
+    """Temperature tau of the samples (Sec. 4.1)."""
+    sweep: bool = False
+    """Instead of scenes, draw the Frechet distance at tau 0.6 to 1.0, with error bars over runs (Fig. 7)."""
+    features: Literal["efficientnet", "pca64"] = "efficientnet"
+    """Features of the Frechet distance of a sweep."""
+    num_images: Count = 10_000
+    """Largest number of held-out images of a sweep; equally many scenes are sampled."""
+    output: Path = Path("temperature-sweep.png")
+    """PNG file of a sweep."""
+    systems: str | None = None
+    """Your own Python module that defines the systems of the runs."""
+
+
+def main(arguments: list[str]) -> None:
+    options = cli.parse(Arguments, arguments, prog="sample.py", description=DESCRIPTION)
+    check_bounds(options)
+    systems = own_systems(options.systems)
+    check_runs(options.runs, "sample.py", systems)
+    if options.sweep:
+        cli.check_output(options.output)
+    pyro.enable_validation(False)
+    if options.sweep:
+        _sweep(options, systems)
+        return
+    for folder in options.runs:
+        held_out = HeldOut.open(folder, num_images=options.num_scenes, systems=systems)
+        for path in (*_samples(held_out, options), _reconstructions(held_out)):
+            print(path)
+
+
+def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
+    """Draw a picture for each pair, with the mean of many samples in the first column."""
+    paths = []
+    for name, pair in reversed(held_out.system.items()):
+        tau, num = options.temperature, options.num_scenes
+        torch.manual_seed(SEED)
+        samples = sample_scenes(pair, max(_MEAN_OF, num), tau)
+        paths.append(held_out.run.figures / f"samples-{name}-slots.png")
+        rows = []
+        for label, images in _rows("image", samples):
+            mean = torch.ones_like(images[0]) if label == "masks" else images.mean(0)
+            rows.append((label, torch.cat([mean[None], images[:num]])))
+        title = f"Samples of the {name} pair, tau = {tau:g}; first column: mean of {len(samples.image)}"
+        figures.save_grid(paths[-1], rows, title)
+    return paths
+
+
+def _reconstructions(held_out: HeldOut) -> Path:
+    scenes, (source, pair) = held_out.scenes, held_out.source
+    torch.manual_seed(SEED)
+    ((images, received),) = infer_batches(held_out.system, float_images(scenes.images))
+    rows = [("input", images)]
+    if scenes.labels is not None:
+        rows.append(("labels", figures.colour_labels(torch.as_tensor(np.array(scenes.labels)).long())))
+    if (log_masks := pair.guide.log_masks(received[source])) is not None:
+        rows.append(("encoder's masks", figures.colour_masks(log_masks)))
+    for name, one in held_out.system.items():
+        rows += _rows(f"{name} VAE", reconstruct(one, images, received[name]))
+    path = held_out.run.figures / "reconstructions-slots.png"
+    figures.save_grid(path, rows, "Held-out scenes, segmented and reconstructed slot by slot")
+    return path
+
+
+def _rows(label: str, rendering: Rendering) -> list[tuple[str, Tensor]]:
+    """Return rows of images, masks and single slots; images alone if the model has no masks."""
+    if rendering.log_masks is None:
+        return [(label, rendering.image)]
+    slots = figures.single_slots(rendering).unbind(1)
+    masks = figures.colour_masks(rendering.log_masks)
+    return [(label, rendering.image), ("masks", masks), *((f"slot {k}", slot) for k, slot in enumerate(slots))]
+
+
+def _sweep(options: Arguments, systems: tuple[type, ...]) -> None:
+    rows = [_swept(folder, options, systems) for folder in options.runs]
+    lines, table = {}, [["model", "runs", "images", *(f"tau = {tau:g}" for tau in _TAUS)]]
+    for label, group in by_configuration(rows).items():
+        distances = [[row.values[f"{tau:g}"] for row in group] for tau in _TAUS]
+        deviations = [np.std(of_runs, ddof=1).item() if len(group) > 1 else 0.0 for of_runs in distances]
+        lines[label] = (_TAUS, [np.mean(of_runs).item() for of_runs in distances], deviations)
+        table.append([label, str(len(group)), str(group[0].num_images), *(spread(of_runs, 1) for of_runs in distances)])
+    name = QUANTITIES[f"fd_{options.features}"].title
+    figures.save_error_bars(options.output, lines, x="temperature", y=name)
+    print(f"**{name} of samples by temperature**\n\n{grid(table)}\n")
+    print(options.output)
+
+
+def _swept(folder: Path, options: Arguments, systems: tuple[type, ...]) -> Row:
+    held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems)
+
+    def distances() -> Values:
+        print(f"{folder}: sweeping ...", file=sys.stderr)
+        extractor = pixel_pca(held_out) if options.features == "pca64" else EfficientNetLite0(held_out.device)
+        found = frechet_distances(held_out, extractor, _TAUS)
+        return {f"{tau:g}": distance for tau, distance in zip(_TAUS, found, strict=True)}
+
+    values = held_out.remember(f"sweep-{options.features}", {}, distances)
+    return Row(folder, held_out.config, held_out.provenance["checkpoint"], len(held_out), values)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,1 +1,1 @@
-"""Guides q: one file per system; a guide is built from its model, as `AutoNormal(model)` is."""
+"""Guides q, one file per system. A guide is built from its model, as in `AutoNormal(model)`."""

@@ -1,4 +1,6 @@
-"""The Latent Object Model's inference, in the paper's five steps (Sec. 3.2, Fig. 2)."""
+"""The guide q of the Latent Object Model, in the paper's five steps (Sec. 3.2, Fig. 2)."""
+
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -7,33 +9,31 @@ from torch import Tensor, nn
 
 from models.lom import LatentObjectModel
 from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
-from pyro_lom.matching import MATCHINGS, permute
+from pyro_lom.matching import greedy_matching, permute
 from pyro_lom.networks.transformers import PosteriorOrder, SceneEncoder, xavier_
-from pyro_lom.program import Program
+from pyro_lom.program import Guide
 from pyro_lom.types import LomInference, OrderlessPosterior
 
 
-class LatentObjectGuide(Program):
+class LatentObjectGuide(Guide):
     """q(s | g(o_1:K)) prod_k q(z_pi(k) | h'_pi(k), x)                              (Eqs. 4-5)
 
-        s      ~ N(g(o_1:K))                        what the scene is, whatever the order of its slots
-        pi     = match(means of p(z | f(s)), o)     the place of each slot
+        s      ~ N(g(o_1:K))                        the scene, independent of the order of its slots
+        pi     = match(means of p(z | f(s)), o)     the orderless slot at each place
         h'_k   = f'(o_pi(1):pi(k-1), s)
         z_k    ~ N(o_pi(k), w(h'_k))                borrowed means, order-aware scales
 
     Args:
-        model: the LOM; only its prior is read, to match against.
-        orderless_guide: a guide with `infer(images) -> OrderlessPosterior`. It is borrowed: its parameters belong to
-            its own ELBO, and no gradient reaches them from here.
-        num_encoder_blocks: self-attention blocks in g (A.1 has 3, the ablations' Model 0 has 2).
-        num_blocks: self-attention blocks in f'.
-        width: features of a token in g and f'; the slot dimension in the paper.
-        mlp_ratio: hidden units of the perceptrons of g and f' per feature; 1 in the paper.
-        matching: "greedy" (Algorithm 1) or "hungarian".
-        scene_pooling: what g reads off its outputs, "sum" (Fig. 5a) or "token" (Fig. 5b).
-        order_aware_scales: whether z_k has a scale of its own, w(h'_k), or keeps that of o_pi(k) (A.5, Model 5), which
-            leaves nothing for f' to do.
-        shared_order_nets: whether f' has the weights of the model's f (A.5, Model 6).
+        model: the LOM. The guide reads only its prior, for the matching.
+        orderless_guide: a guide whose `infer` returns an `OrderlessPosterior`. It is borrowed. Its own ELBO trains its
+            parameters; this pair's ELBO has no gradient to them.
+        scene_encoder: g, maps orderless means to features of the scene; the paper's Transformer by default.
+        scene_posterior: maps these features to q(s), a distribution of event shape (Ds,); two linear layers by default.
+        matching: maps the prior's means and the orderless means to a permutation, as Algorithm 1 does.
+        order_net: f', maps a scene and aligned means to h'_1:K; the paper's Transformer by default.
+        scale_head: w, maps h'_k to raw scales; a linear layer by default.
+
+    With `guide.order_net = None`, slots keep the scales of the orderless posterior (A.5, Model 5).
     """
 
     def __init__(
@@ -41,47 +41,27 @@ class LatentObjectGuide(Program):
         model: LatentObjectModel,
         orderless_guide: nn.Module | None = None,
         *,
-        num_encoder_blocks: int = 3,
-        num_blocks: int = 2,
-        width: int | None = None,
-        mlp_ratio: int = 1,
-        matching: str = "greedy",
-        scene_pooling: str = "sum",
-        order_aware_scales: bool = True,
-        shared_order_nets: bool = False,
+        scene_encoder: nn.Module | None = None,
+        scene_posterior: nn.Module | None = None,
+        matching: Callable[[Tensor, Tensor], Tensor] = greedy_matching,
+        order_net: nn.Module | None = None,
+        scale_head: nn.Module | None = None,
     ):
         super().__init__()
         self.borrow("model", model)
         self.borrow("orderless_guide", orderless_guide)
         scene_dim, slot_dim = model.scene_dim, model.slot_dim
-        width = width or slot_dim
-        self.match = MATCHINGS[matching]
-        self.scene_encoder = SceneEncoder(
-            slot_dim,
-            scene_dim,
-            width=width,
-            num_blocks=num_encoder_blocks,
-            mlp_ratio=mlp_ratio,
-            pooling=scene_pooling,
-        )
-        self.scene_posterior = xavier_(GaussianHead(scene_dim, scene_dim))
-        self.order_net = self.scale_head = None
-        if order_aware_scales:
-            self.order_net = PosteriorOrder(
-                scene_dim,
-                slot_dim,
-                width=width,
-                num_blocks=num_blocks,
-                mlp_ratio=mlp_ratio,
-                shared=model.order_net if shared_order_nets else None,
-            )
-            self.scale_head = xavier_(nn.Linear(width, slot_dim))
+        self.scene_encoder = scene_encoder or SceneEncoder(slot_dim, scene_dim, width=slot_dim)
+        self.scene_posterior = scene_posterior or xavier_(GaussianHead(scene_dim, scene_dim))
+        self.match = matching
+        self.order_net = order_net or PosteriorOrder(scene_dim, slot_dim, width=slot_dim)
+        self.scale_head = scale_head or xavier_(nn.Linear(slot_dim, slot_dim))
 
-    def forward(self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None) -> LomInference:
-        """Infer scenes and ordered slots; `orderless` hands over what the orderless guide found before."""
+    def forward(self, images: Float[Tensor, "B C H W"], *, inferred: OrderlessPosterior | None = None) -> LomInference:
+        """Sample scenes and ordered slots. `inferred` is the orderless posterior of `images` if already computed."""
         with pyro.plate("scenes", len(images), dim=-2):
             # 1. Estimate the orderless slot posterior, and stop its gradient (Sec. 3.3).
-            orderless = (self.orderless_guide.infer(images) if orderless is None else orderless).detach()
+            orderless = (self.infer(images) if inferred is None else inferred).detach()
             # 2. Estimate the scene posterior (Eq. 4).
             scene = pyro.sample("s", self.infer_scene(orderless.loc.unsqueeze(-3)))
             # 3. Estimate the scene-conditioned ordered slot prior (Eq. 2).
@@ -99,6 +79,14 @@ class LatentObjectGuide(Program):
                 slots = pyro.sample("z", diagonal_normal(aligned, scale))
         return LomInference(scene, slots, permutation, orderless)
 
+    def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
+        """Return the orderless posterior of the borrowed guide."""
+        return self.orderless_guide.infer(images)
+
+    def log_masks(self, inferred: OrderlessPosterior) -> Float[Tensor, "B K 1 H W"] | None:
+        """Return the log masks of the borrowed guide, or None if `inferred` has none."""
+        return inferred.log_masks
+
     def infer_scene(self, slots: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
-        """q(s | g(slots)) of batch shape (*batch), whatever the order of the slots (Eq. 4)."""
+        """Return q(s | g(slots)) of batch shape (*batch), which is invariant to the order of the slots (Eq. 4)."""
         return self.scene_posterior(self.scene_encoder(slots))

@@ -1,1 +1,1 @@
-"""Generative models p: one file per system, its guide in the file of the same name under `guides/`."""
+"""Generative models p, one file per system. Each guide is in the file of the same name under `guides/`."""

@@ -1,4 +1,4 @@
-"""EfficientMORL (Emami et al., 2021): an orderless model with a hierarchy of slots, for a LOM to borrow from."""
+"""EfficientMORL (Emami et al., 2021): an orderless model with a hierarchy of slots. A LOM can borrow its slots."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,23 +9,22 @@ from torch import Tensor, nn
 from pyro_lom.distributions import RawHead, diagonal_normal, normal_of
 from pyro_lom.likelihoods import compose, observed
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.program import Program
+from pyro_lom.program import Model
 from pyro_lom.types import Rendering
 
 
-class EfficientMorl(Program):
+class EfficientMorl(Model):
     """p(x, o_3, o_2, o_1) = prod_k p(o_3k) p(o_2k | o_3k) p(o_1k | o_2k) p(x | o_1)
 
         o_3 ~ N(0, I)                          K independent slots, in no order
-        o_2 ~ p(o_2 | o_3)                     each from the one above it, by one perceptron for all slots and layers
+        o_2 ~ p(o_2 | o_3)                     one perceptron for all slots and both layers
         o_1 ~ p(o_1 | o_2)
         x   ~ N(sum_k m_k x_k, sigma)          Eq. 3, or another `likelihood`
 
-    Sites `o_3`, `o_2`, `o_1` (B, K | Dz) and `x` (B, 1 | C, H, W); `decoder` maps a slot to C+1 channels, `likelihood`
-    a rendering to p(x | o_1), and `width` is that of the perceptron's hidden layer.
+    Sites `o_3`, `o_2`, `o_1` (B, K | Dz) and `x` (B, 1 | C, H, W). `decoder` maps a slot to C+1 channels; `likelihood`
+    maps a rendering to p(x | o_1); `width` is the number of hidden units of the perceptron.
     """
 
-    latent_sites = ("o_3", "o_2", "o_1")
     slot_sites = ("o_1",)
 
     def __init__(self, decoder: nn.Module, *, num_slots: int, slot_dim: int, likelihood: nn.Module, width: int = 128):
@@ -40,9 +39,9 @@ class EfficientMorl(Program):
     def forward(
         self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1, decoded: str = "o_1"
     ) -> Tensor:
-        """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W).
+        """Observe `images`, or sample `num_scenes` images; return them in the shape (B, 1, C, H, W).
 
-        `decoded` is the layer that the image shows: the first step of training shows `o_3` (`guides/emorl.py`).
+        `decoded` is the layer to decode: the first summand of the training loss decodes `o_3` (`guides/emorl.py`).
         """
         with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
             layers = {}
@@ -50,12 +49,12 @@ class EfficientMorl(Program):
                 layers["o_3"] = pyro.sample("o_3", diagonal_normal(self.prior_loc, self.prior_scale))
                 layers["o_2"] = pyro.sample("o_2", self.slot_prior(layers["o_3"]))
                 layers["o_1"] = pyro.sample("o_1", self.slot_prior(layers["o_2"]))
-            return pyro.sample("x", self.likelihood(self.render(layers[decoded])), obs=observed(images))
+            return pyro.sample("x", self.likelihood(self.render({"o_1": layers[decoded]})), obs=observed(images))
 
     def slot_prior(self, above: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
-        """p(o_l | o_l+1), slot by slot."""
+        """Return p(o_l | o_l+1) of batch shape (*batch, K), for l = 1 and 2."""
         return normal_of(self.below(above))
 
-    def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
-        """Decode slots into masks and components, and compose them."""
-        return compose(self.decoder(slots))
+    def render(self, latents: dict[str, Tensor]) -> Rendering:
+        """Decode the slots `o_1` (*batch, K, Dz) into masks and components, and compose them."""
+        return compose(self.decoder(latents["o_1"]))

@@ -1,4 +1,7 @@
-"""The Latent Object Model's generative story (Sec. 3.1)."""
+"""The generative model p of the Latent Object Model (Sec. 3.1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyro
 from jaxtyping import Float
@@ -7,16 +10,16 @@ from torch import Tensor, nn
 from pyro_lom.distributions import GaussianHead
 from pyro_lom.likelihoods import compose, observed
 from pyro_lom.networks.transformers import PriorOrder, xavier_
-from pyro_lom.program import Program
+from pyro_lom.program import Model
 from pyro_lom.scene_priors import StandardNormal
 from pyro_lom.types import Rendering
 
 
-class LatentObjectModel(Program):
+class LatentObjectModel(Model):
     """p(x, z_1:K, s) = p(s) prod_k p(z_k | h_k) p(x | z_1:K)                      (Eqs. 1-3)
 
-        s   ~ p(s)                     what the scene is
-        h   = f(s)                     which object each slot must draw, deterministic
+        s   ~ p(s)                     the scene
+        h   = f(s)                     the object of each slot, deterministic
         z_k ~ p(z_k | h_k)             independent given h
         x   ~ N(sum_k m_k x_k, sigma)
 
@@ -25,69 +28,67 @@ class LatentObjectModel(Program):
 
     Args:
         decoder: maps a slot to C+1 channels, colours and a mask logit.
+        likelihood: maps a rendering to p(x | z), as the modules of `pyro_lom/likelihoods.py` do.
         num_slots, slot_dim, scene_dim: K, Dz and Ds.
         scene_prior: a module that returns p(s), a Pyro distribution of event shape (Ds,); N(0, I) by default.
-        order_net: f, a module that maps scenes (B, Ds) to h_1:K (B, K, width); a causal Transformer by default.
-        likelihood: maps a rendering to p(x | z), as those of `pyro_lom/likelihoods.py` do.
-        num_blocks: self-attention blocks in f.
-        width: features of a token in f; the slot dimension in the paper.
-        mlp_ratio: hidden units of f's perceptrons per feature; 1 in the paper.
-        num_rendered: while training, decode and score the images of this many scenes of a batch, drawn at random; all
-            by default. KLs need no decoder and use every scene.
+        order_net: f, maps scenes (B, Ds) to h_1:K (B, K, width); the paper's Transformer by default.
+        slot_prior: maps h_1:K to p(z_k | h_k), a distribution of event shape (Dz,); two linear layers by default.
+        num_rendered: number of scenes per training batch, drawn at random, whose images are decoded and scored; all by
+            default. KLs need no decoder and use every scene.
     """
 
-    slot_sites = ("z",)
+    scene_sites, slot_sites = ("s",), ("z",)
 
     def __init__(
         self,
         decoder: nn.Module,
         *,
+        likelihood: nn.Module,
         num_slots: int,
         slot_dim: int,
         scene_dim: int,
-        likelihood: nn.Module,
-        num_blocks: int = 2,
-        width: int | None = None,
-        mlp_ratio: int = 1,
         scene_prior: nn.Module | None = None,
         order_net: nn.Module | None = None,
+        slot_prior: nn.Module | None = None,
         num_rendered: int | None = None,
     ):
         super().__init__()
-        width = width or slot_dim
         self.num_slots, self.slot_dim, self.scene_dim = num_slots, slot_dim, scene_dim
         self.num_rendered = num_rendered
         self.decoder = decoder
         self.likelihood = likelihood
         self.scene_prior = StandardNormal(scene_dim) if scene_prior is None else scene_prior
-        if order_net is None:
-            order_net = PriorOrder(
-                scene_dim, num_slots=num_slots, width=width, num_blocks=num_blocks, mlp_ratio=mlp_ratio
-            )
-        self.order_net = order_net
-        self.slot_prior = xavier_(GaussianHead(width, slot_dim))
+        self.order_net = order_net or PriorOrder(scene_dim, num_slots=num_slots, width=slot_dim)
+        self.slot_prior = slot_prior or xavier_(GaussianHead(slot_dim, slot_dim))
 
-    def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
-        """Images, observed when given and `num_scenes` sampled ones otherwise, of shape (B, 1, C, H, W)."""
-        num_scenes = num_scenes if images is None else len(images)
-        scenes = pyro.plate("scenes", num_scenes, dim=-2)
+    def forward(
+        self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1, with_image: bool = True
+    ) -> Tensor:
+        """Observe `images`, or sample `num_scenes` images; return them in the shape (B, 1, C, H, W).
+
+        With `with_image=False`, nothing is decoded, which is faster, and the slots (B, K, Dz) are returned.
+        """
+        scenes = pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2)
         with scenes:
-            slots = self.draw_slots()
+            scene = pyro.sample("s", self.scene_prior())  # s ~ p(s), Eq. 1
+            with pyro.plate("slots", self.num_slots, dim=-1):
+                prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # h = f(s), Eq. 2
+                slots = pyro.sample("z", self.slot_prior(prior_order))  # z_k ~ p(z_k | h_k), Eq. 2
+        if not with_image:
+            return slots
+        with self._rendered(scenes, slots, images) as (slots, images):
+            return pyro.sample("x", self.likelihood(self.render({"z": slots})), obs=images)  # x ~ p(x | z_1:K), Eq. 3
+
+    def render(self, latents: dict[str, Tensor]) -> Rendering:
+        """Decode the slots `z` (*batch, K, Dz) into masks m_k and components x_k, and compose them (Eq. 3)."""
+        return compose(self.decoder(latents["z"]))
+
+    @contextmanager
+    def _rendered(self, scenes: pyro.plate, slots: Tensor, images: Tensor | None) -> Iterator[tuple]:
+        """Enter the plate of the scenes to decode, all or `num_rendered` of them; yield their slots and images."""
         if self.training and images is not None and self.num_rendered is not None:
-            num_rendered = min(self.num_rendered, num_scenes)
-            scenes = pyro.plate("rendered", num_scenes, subsample_size=num_rendered, dim=-2, device=images.device)
+            size = min(self.num_rendered, len(images))
+            scenes = pyro.plate("rendered", len(images), subsample_size=size, dim=-2, device=images.device)
         with scenes:
-            slots = pyro.subsample(slots, event_dim=1)
             images = images if images is None else pyro.subsample(observed(images), event_dim=3)
-            return pyro.sample("x", self.likelihood(self.render(slots)), obs=images)  # Eq. 3
-
-    def draw_slots(self) -> Float[Tensor, "*batch K Dz"]:
-        """The story without its image: s, h_1:K and z_1:K. It is called within the plate `scenes`."""
-        scene = pyro.sample("s", self.scene_prior())
-        with pyro.plate("slots", self.num_slots, dim=-1):
-            prior_order = pyro.deterministic("h", self.order_net(scene.squeeze(-2)), event_dim=1)  # Eq. 2
-            return pyro.sample("z", self.slot_prior(prior_order))
-
-    def render(self, slots: Float[Tensor, "*batch K Dz"]) -> Rendering:
-        """Decode slots into masks and components, and compose them."""
-        return compose(self.decoder(slots))
+            yield pyro.subsample(slots, event_dim=1), images

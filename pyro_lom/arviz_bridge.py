@@ -1,7 +1,7 @@
-"""A fitted model as ArviZ sees it: draws of its latents, and statistics of the scenes that it draws.
+"""Conversion of a fitted model to ArviZ: samples of its latents, and statistics of observed and predicted images.
 
-Pixels say little in a plot, so each predicted image is told by a few numbers. A statistic is a function of images and
-of the segments that the guide finds in them; it is computed in the same way of observed and of predicted images:
+Each image is reduced to a few statistics, because a plot of pixels shows little. A statistic is a function of images
+and of the segments that the guide infers from them. Observed and predicted images have the same statistics:
 
     def redness(images, segments):                           # (N, C, H, W) in [0, 1], (N, H, W) -> (N,)
         return images[:, 0].mean((1, 2))
@@ -25,42 +25,42 @@ from tqdm import trange
 
 Statistic = Callable[[Float[Tensor, "N C H W"], Int[Tensor, "N H W"]], Float[Tensor, "N"]]
 
-_OWNED = 0.01  # share of the pixels from which on a slot counts as used
+_OWNED = 0.01  # smallest share of the pixels at which a slot counts as used
 
 
 def brightness(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Mean of all pixels and channels, in [0, 1]."""
+    """Mean of each image over pixels and channels, in [0, 1]."""
     return images.mean((1, 2, 3))
 
 
 def contrast(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Standard deviation of all pixels and channels."""
+    """Standard deviation of each image over pixels and channels."""
     return images.flatten(1).std(1)
 
 
 def detail(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Mean difference between a pixel and the one below it: edges, noise and texture."""
+    """Mean absolute difference between a pixel and the pixel below it, which measures edges, noise and texture."""
     return images.diff(dim=2).abs().mean((1, 2, 3))
 
 
 def active_slots(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Number of segments of at least a hundredth of the pixels."""
+    """Number of segments with at least 1 % of the pixels."""
     return (_areas(segments) >= _OWNED).sum(1).float()
 
 
 def num_objects(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Number of those that touch no edge of the image, as background does."""
+    """Number of objects: active slots whose segments touch no edge of the image, unlike the background."""
     return _is_object(segments).sum(1).float()
 
 
 def mask_area(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Mean area of these objects, a share of the pixels; 0 without objects."""
+    """Mean area of the objects, as a share of the pixels; 0 without objects."""
     is_object = _is_object(segments)
     return (_areas(segments) * is_object).sum(1) / is_object.sum(1).clamp_min(1)
 
 
 def stack_height(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
-    """Rows from the top of the highest object to the foot of the lowest, a share of the image's; 0 without objects."""
+    """Height from the foot of the lowest object to the top of the highest, as a share of the image; 0 if none."""
     rows = _is_object(segments).gather(1, segments.flatten(1)).view_as(segments).any(2)
     height = rows.shape[1]
     index = torch.arange(height, device=rows.device)
@@ -76,7 +76,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def reconstruction_error(model, guide) -> Statistic:
-    """RMSE between an image and what the pair makes of it, in [0, 1]: large where a scene is none of the model's."""
+    """Return a statistic: the RMSE of an image's reconstruction, in [0, 1], which is large for anomalous scenes."""
 
     def error(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
         found = poutine.trace(guide).get_trace(images)
@@ -96,27 +96,26 @@ def inference_data(
     statistics: dict[str, Statistic] = STATISTICS,
     progressbar: bool = True,
 ):
-    """Everything that ArviZ plots and compares, of a pair in evaluation mode and of images.
+    """Compute the ArviZ data of `images` and of a model and guide in evaluation mode.
 
     | group | variables | dimensions after chain and draw |
     |---|---|---|
-    | prior, posterior | the model's latents, such as `s` and `z` | scene, slot where it has one, `s_dim` |
-    | prior_predictive | the statistics, of scenes that the model draws | scene |
-    | posterior_predictive | the same of scenes as the guide explains them: reconstructions | scene |
-    | log_likelihood | `x`, log p(image given latents), nats | scene |
-    | observed_data | the statistics of `images`; no chain, no draw | scene |
+    | prior, posterior | the model's latents, such as `s` and `z` | scene, slot (for slot latents), `s_dim`, `z_dim` |
+    | prior_predictive | the statistics of scenes sampled from the model | scene |
+    | posterior_predictive | the statistics of the reconstructions of `images` | scene |
+    | log_likelihood | `x`: log p(image given latents), in nats | scene |
+    | observed_data | the statistics of `images`, without chain and draw dimensions | scene |
 
-    Predicted images are the likelihood's mean, as in the paper: `image_scale` weighs errors, it is no noise of cameras.
-    The images of one call share a chain, and latents of one scene are drawn anew each time, not learned from others:
-    leave-one-out comparisons (`az.loo`) mean nothing here.
+    A predicted image is the likelihood's mean, as in the paper, because `image_scale` weighs errors and is not the
+    noise of a camera. All draws form one chain. Leave-one-out comparisons (`az.loo`) are meaningless here, because each
+    scene's latents are inferred from its own image alone.
 
     Returns:
         `arviz.InferenceData`, or with ArviZ 1 an `xarray.DataTree`. Both have `to_netcdf`.
     """
-    segmenter = getattr(guide, "orderless_guide", guide)
 
-    def told(pictures: Tensor) -> dict[str, Tensor]:
-        segments = segmenter.infer(pictures).log_masks.argmax(-4).squeeze(-3)
+    def statistics_of(pictures: Tensor) -> dict[str, Tensor]:
+        segments = guide.log_masks(guide.infer(pictures)).argmax(-4).squeeze(-3)
         return {name: statistic(pictures, segments) for name, statistic in statistics.items()}
 
     groups: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
@@ -132,7 +131,7 @@ def inference_data(
                     of_slots = any(frame.name == "slots" for frame in site["cond_indep_stack"])
                     dims[name] = ["scene", "slot", f"{name}_dim"] if of_slots else ["scene", f"{name}_dim"]
                     groups[group][name].append(site["value"] if of_slots else site["value"].squeeze(-2))
-            for name, values in told(trace.nodes["x"]["fn"].mean.squeeze(-4)).items():
+            for name, values in statistics_of(trace.nodes["x"]["fn"].mean.squeeze(-4)).items():
                 groups[f"{group}_predictive"][name].append(values)
         site = posterior.nodes["x"]
         groups["log_likelihood"]["x"].append(site["fn"].log_prob(site["value"]).squeeze(-1))
@@ -140,20 +139,16 @@ def inference_data(
         group: {name: torch.stack(draws)[None].cpu().numpy() for name, draws in variables.items()}
         for group, variables in groups.items()
     }
-    arrays["observed_data"] = {name: values.cpu().numpy() for name, values in told(images).items()}
-    sizes = {"scene": len(images)}
-    for name, axes in dims.items():
-        if name in arrays["prior"]:
-            sizes |= dict(zip(axes, arrays["prior"][name].shape[2:], strict=True))
-    return _from_dict(arrays, {axis: np.arange(size) for axis, size in sizes.items()}, dims)
+    arrays["observed_data"] = {name: values.cpu().numpy() for name, values in statistics_of(images).items()}
+    return _from_dict(arrays, {}, dims)
 
 
 def bayesian_p_values(data, group: str = "prior_predictive") -> dict[str, float]:
-    """P(T(predicted) > T(observed)) of each statistic T, ties counted half, averaged over scenes; in [0, 1].
+    """Return P(T(predicted) > T(observed)) for each statistic T, averaged over scenes, with ties counted half.
 
-    Near 0, observed scenes have more of it than nearly all predicted ones, near 1 less; 0.5 says that neither is so.
-    "prior_predictive" compares them with scenes that the model draws, "posterior_predictive" each with its own
-    reconstruction, where a small bias tells: reconstructions of one scene hardly differ from each other.
+    A value near 0 means that observed values exceed nearly all predicted values. A value near 1 means the opposite, and
+    0.5 means no difference. The group "prior_predictive" compares with scenes sampled from the model. The group
+    "posterior_predictive" compares each scene with its own reconstructions, which vary little: small biases count.
     """
     observed, predicted = data["observed_data"], data[group]
     return {
@@ -163,21 +158,21 @@ def bayesian_p_values(data, group: str = "prior_predictive") -> dict[str, float]
 
 
 def _from_dict(groups: dict[str, dict[str, np.ndarray]], coords: dict, dims: dict):
+    """Return the ArviZ data. An axis without an entry in `coords` is numbered from 0."""
     if az.__version__.startswith("0."):
         return az.from_dict(**groups, coords=coords, dims=dims)
     return az.from_dict(groups, coords=coords, dims=dims)
 
 
 def _areas(segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N K"]:
-    """Share of the pixels of each segment."""
+    """Area of each segment as a share of the pixels."""
     flat = segments.flatten(1)
     counts = torch.zeros(len(flat), int(flat.max()) + 1, device=flat.device)
     return counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=counts.dtype)) / flat.shape[1]
 
 
 def _is_object(segments: Int[Tensor, "N H W"]) -> Tensor:
-    """Which segments (N, K) are large enough and touch no edge."""
+    """Return whether each segment is large enough and touches no edge, shape (N, K)."""
     areas = _areas(segments)
     edges = torch.cat([segments[:, 0], segments[:, -1], segments[:, :, 0], segments[:, :, -1]], dim=1)
-    at_edge = torch.zeros_like(areas).scatter_(1, edges, 1.0).bool()
-    return (areas >= _OWNED) & ~at_edge
+    return (areas >= _OWNED).scatter(1, edges, False)

@@ -1,4 +1,4 @@
-"""Small helpers around Pyro's distributions."""
+"""Functions and network layers that return Pyro distributions."""
 
 import pyro.distributions as dist
 import torch
@@ -7,18 +7,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the tensor in float32 if it has half precision, as under autocast; otherwise return it unchanged."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def positive(raw: Float[Tensor, "*shape"], floor: float = 1e-4) -> Float[Tensor, "*shape"]:
-    """A standard deviation from a raw network output: softplus(raw) + floor, in float32 whatever the autocast."""
-    return F.softplus(raw.float()) + floor
+    """Map a network output to a standard deviation: softplus(raw) + floor, in float32 even under autocast."""
+    return F.softplus(at_least_float32(raw)) + floor
 
 
 def diagonal_normal(loc: Float[Tensor, "*batch D"], scale: Float[Tensor, "*batch D"]) -> dist.Distribution:
-    """N(loc, diag(scale^2)) with event shape (D,)."""
-    return dist.Normal(loc.float(), scale).to_event(1)
+    """Return N(loc, diag(scale^2)) with event shape (D,)."""
+    return dist.Normal(at_least_float32(loc), scale).to_event(1)
 
 
 class GaussianHead(nn.Module):
-    """Two linear layers that map features to the loc and the softplus-activated scale of a diagonal normal (A.1)."""
+    """Two linear layers that map features to a diagonal normal: its loc and its softplus-activated scale (A.1)."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -30,13 +35,13 @@ class GaussianHead(nn.Module):
 
 
 def normal_of(raw: Float[Tensor, "*batch two_D"]) -> dist.Distribution:
-    """A diagonal normal from EMORL's raw parameters: its loc, and what softplus makes its variance (plus 1e-5)."""
+    """Map EMORL's raw parameters [loc, raw_variance] to a diagonal normal with variance softplus(raw) + 1e-5."""
     loc, raw_variance = raw.chunk(2, dim=-1)
-    return diagonal_normal(loc, (F.softplus(raw_variance.float()) + 1e-5).sqrt())
+    return diagonal_normal(loc, (F.softplus(at_least_float32(raw_variance)) + 1e-5).sqrt())
 
 
 class RawHead(nn.Module):
-    """Two linear layers that map features to what `normal_of` reads."""
+    """Two linear layers that map features to the raw parameters of `normal_of`."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()

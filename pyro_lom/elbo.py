@@ -1,4 +1,4 @@
-"""The evidence lower bound, site by site and scene by scene (Eqs. 6-8)."""
+"""The evidence lower bound as one term for each site and scene (Eqs. 6-8)."""
 
 import math
 from typing import NamedTuple
@@ -15,36 +15,40 @@ from pyro.util import check_model_guide_match, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-SCENES_DIM = -2  # where models and guides keep their plate `scenes`
+SCENES_DIM = -2  # dim of the plate `scenes` in models and guides
 
 
 class Terms(NamedTuple):
     """The ELBO's terms by site, in nats per scene: ELBO = sum of `log_likelihood` - sum of `kl`.
 
-    A site in a subsampled plate has its scenes only: n of them instead of B.
+    The term of a site in a subsampled plate has n scenes instead of B.
     """
 
     log_likelihood: dict[str, Float[Tensor, "n"]]
     kl: dict[str, Float[Tensor, "B"]]
 
-    def mean_elbo(self) -> Float[Tensor, ""]:
-        """Averaged over scenes."""
-        return sum(value.mean() for value in self.log_likelihood.values()) - sum(kl.mean() for kl in self.kl.values())
+    def mean_error(self) -> Float[Tensor, ""]:
+        """Return the negative log-likelihood, averaged over scenes; in a LOM -L_LL (Eq. 6)."""
+        return -sum(value.mean() for value in self.log_likelihood.values())
+
+    def mean_kl(self) -> Float[Tensor, ""]:
+        """Return the sum of all KLs, averaged over scenes; in a LOM -(L_slotKL + L_sceneKL) (Eqs. 7 and 8)."""
+        return sum(kl.mean() for kl in self.kl.values())
 
 
 class TraceScene_ELBO(Trace_ELBO):
-    """A single-sample ELBO that keeps its terms apart and is averaged, not summed, over scenes.
+    """A single-sample ELBO that returns a term for each site and is averaged, not summed, over scenes.
 
         ELBO(scene) = sum_observed log p(site) - sum_latent KL(q(site) || p(site))
 
-    The KL of a site is analytic where one is registered (22 times less gradient variance than sampled on a small LOM).
-    Elsewhere it is log q - log p, averaged over `num_kl_samples` reparameterised samples of that site alone; no network
-    runs again for them. Both programs keep scenes in the plate at dim -2. A site of the guide alone must be auxiliary,
-    and enters as log q.
+    The KL of a site is analytic if its formula is registered. (On a small LOM the gradient then has 22 times less
+    variance.) Otherwise it is log q - log p, averaged over `num_kl_samples` samples of that site alone, for which no
+    network runs again; if q has no `rsample`, at the guide's sample. Both programs have the scenes in a plate at dim
+    -2. A site that only the guide has must be auxiliary, and its term is log q.
 
-    B times this loss is that of `TraceMeanField_ELBO`, or with `analytic_kl=False, num_kl_samples=1` of `Trace_ELBO`.
-    As in `TraceMeanField_ELBO`, an analytic KL asks that no parent of a site in the model descends from it in the
-    guide.
+    B times this loss equals the loss of `TraceMeanField_ELBO`, or of `Trace_ELBO` with `analytic_kl=False` and
+    `num_kl_samples=1`. An analytic KL requires, as in `TraceMeanField_ELBO`, that no parent of a site in the model
+    depends on that site in the guide.
     """
 
     def __init__(self, *, analytic_kl: bool = True, num_kl_samples: int = 32):
@@ -53,7 +57,7 @@ class TraceScene_ELBO(Trace_ELBO):
         self.num_kl_samples = num_kl_samples
 
     def terms(self, model, guide, *args, **kwargs) -> Terms:
-        """Run the guide, replay the model against it, and return every site's term."""
+        """Run the guide, replay the model against its trace, and return the term of each site."""
         with TraceMessenger() as guide_tracer:
             guide(*args, **kwargs)
         with TraceMessenger() as model_tracer, ReplayMessenger(trace=guide_tracer.trace):
@@ -64,9 +68,9 @@ class TraceScene_ELBO(Trace_ELBO):
 
         terms = Terms({}, {})
         for name, site in model_sites.items():
-            if site["is_observed"]:
+            if site["is_observed"]:  # Eq. 6 for x
                 terms.log_likelihood[name] = _per_scene(site["fn"].log_prob(site["value"]), site)
-            else:
+            else:  # Eq. 7 for z, summed over slots; Eq. 8 for s
                 terms.kl[name] = _per_scene(self._kl(guide_sites[name], site), guide_sites[name])
         for name, site in guide_sites.items():
             if name not in model_sites and not site["is_observed"]:
@@ -85,11 +89,26 @@ class TraceScene_ELBO(Trace_ELBO):
         values = q.rsample((self.num_kl_samples,))
         return (q.log_prob(values) - p.log_prob(values)).mean(0)
 
-    # The ELBO interface: what `elbo(model, guide)`, `SVI` and friends call.
+    # The criterion of a pair (`system.py: Criterion`).
+
+    def combine(self, terms: Terms) -> Float[Tensor, ""]:
+        """Return the negative ELBO, in nats, averaged over scenes."""
+        return terms.mean_error() + terms.mean_kl()
+
+    def penalty(self, model, guide) -> float:
+        return 0.0
+
+    def update(self, error: Float[Tensor, ""]) -> None:
+        """A plain ELBO has no state."""
+
+    def report(self, error: float) -> dict[str, float]:
+        return {}
+
+    # The interface of Pyro's ELBOs, which `elbo(model, guide)` and `SVI` call.
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Float[Tensor, ""]:
-        """The negative ELBO, in nats, averaged over scenes."""
-        return -self.terms(model, guide, *args, **kwargs).mean_elbo()
+        """Return the negative ELBO with its graph, in nats, averaged over scenes."""
+        return self.combine(self.terms(model, guide, *args, **kwargs))
 
     def loss(self, model, guide, *args, **kwargs) -> float:
         with torch.no_grad():
@@ -103,7 +122,7 @@ class TraceScene_ELBO(Trace_ELBO):
 
 
 def _samples(trace) -> dict:
-    """The sites that carry probability: no plates, no deterministic sites."""
+    """Return the sites with a density, without plates and deterministic sites."""
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -112,10 +131,10 @@ def _samples(trace) -> dict:
 
 
 def _per_scene(values: Tensor, site) -> Float[Tensor, "B"]:
-    """Sum a site's values over every batch dimension but that of the scenes.
+    """Sum a site's values over every batch dimension except the scenes.
 
-    A subsampled plate multiplies its sites' scale so that their sum estimates that of the full plate. Here terms are
-    averaged over the scenes that they have, so that factor is taken out again.
+    A subsampled plate multiplies the scale of its sites, so that their sum estimates the sum over the full plate. Here
+    terms are averaged over the sampled scenes, so this function removes that factor.
     """
     subsampling = math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"])
     values = scale_and_mask(values, site["scale"] / subsampling, site["mask"])

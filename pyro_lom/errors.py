@@ -1,8 +1,8 @@
-"""The one exception that is told to a person rather than traced."""
+"""The exception that commands print without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake a person can mend: one line that names the offending value, where it is and what to do.
+    """An error that the user can correct.
 
-    Commands print it on stderr and exit with code 2.
+    The message is one line: the wrong value, its place, and the remedy. Commands print it on stderr and exit with 2.
     """

@@ -1,4 +1,4 @@
-"""Pictures as PNG and GIF files: scenes, masks, curves. Slot k has the same colour in every column of every picture."""
+"""PNG and GIF figures of scenes, masks and curves. Slot k has the same colour in all figures."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -13,35 +13,34 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
-from pyro_lom.runs import replacing
+from pyro_lom.files import replacing
 from pyro_lom.types import Rendering
 
 _SLOT_COLOURS = torch.tensor(matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2])[:, :3], dtype=torch.float32)
-_CELL = 0.62  # inches a scene takes
-_NOTHING = 0.94
+_CELL = 0.62  # width and height of a scene in inches
 _NUMBER = dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.8)
 
 
 def colour_labels(labels: Int[Tensor, "*batch H W"]) -> Float[Tensor, "*batch 3 H W"]:
-    """Label k painted in the k-th colour."""
+    """Return images in which the pixels of label k have the k-th slot colour."""
     colours = _SLOT_COLOURS.to(labels.device)
     return colours[labels % len(colours)].movedim(-1, -3)
 
 
 def colour_masks(log_masks: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-    """Each pixel in the mixture of slot colours that its masks give, so that undecided pixels look muddy."""
+    """Return the slot colours averaged with the masks as weights, so that ambiguous pixels have mixed colours."""
     colours = _SLOT_COLOURS.to(log_masks)[torch.arange(log_masks.shape[-4]) % len(_SLOT_COLOURS)]
     return torch.einsum("...khw,kc->...chw", log_masks.exp().squeeze(-3), colours)
 
 
 def single_slots(rendering: Rendering) -> Float[Tensor, "*batch K C H W"]:
-    """What each slot draws by itself: its colours where its mask is, light grey where it is not."""
+    """Return one image per slot: the slot's component inside its mask, light grey outside."""
     masks = rendering.log_masks.exp()
-    return masks * rendering.components + (1 - masks) * _NOTHING
+    return masks * rendering.components + (1 - masks) * 0.94
 
 
 def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Images with a black line around the box of each region; without one where the region is empty."""
+    """Return images with a black box around each region. An image with an empty region has no box."""
     images = images.expand(-1, 3, -1, -1).clone()
     *_, height, width = images.shape
     line = max(1, height // 32)
@@ -57,22 +56,21 @@ def boxed(images: Float[Tensor, "B _ H W"], regions: Bool[Tensor, "B H W"]) -> F
 
 
 def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> Figure:
-    """Labelled rows of images in [0, 1], one scene a column; a notebook shows it after `%matplotlib inline`."""
+    """Draw labelled rows of images in [0, 1], one scene per column. Notebooks display it after `%matplotlib inline`."""
     columns = max(len(images) for _, images in rows)
     *_, height, width = rows[0][1].shape
     gap = max(1, height // 24)
-    # One picture of all: hundreds of axes take matplotlib seconds.
-    canvas = torch.ones(3, len(rows) * (height + gap), columns * (width + gap))
-    for row, (_, images) in enumerate(rows):
-        for column, image in enumerate(images.cpu()):
-            top, left = row * (height + gap), column * (width + gap)
-            canvas[:, top : top + height, left : left + width] = image.clamp(0, 1)
+    # All images are drawn on one axis, since hundreds of axes take matplotlib seconds.
+    cells = torch.ones(len(rows), columns, 3, height + gap, width + gap)
+    for row, (_, images) in zip(cells, rows, strict=True):
+        row[: len(images), :, :height, :width] = images.clamp(0, 1)
+    canvas = cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
     longest = max(len(line) for label, _ in rows for line in label.splitlines())
     figure = Figure(figsize=(_CELL * columns + max(1.7, 0.06 * longest + 0.15), _CELL * len(rows) + 0.4), dpi=150)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     share_x, share_y = _CELL * columns / figure.get_figwidth(), _CELL * len(rows) / figure.get_figheight()
     axis = figure.add_axes((1 - share_x, 0, share_x, share_y))
-    axis.imshow(canvas.movedim(0, -1).numpy(), interpolation="nearest", aspect="auto")
+    axis.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
     axis.set_frame_on(False)
     axis.set_xticks([])
     centres = [(row + 0.5) * (height + gap) - gap / 2 for row in range(len(rows))]
@@ -82,35 +80,38 @@ def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) 
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
-    """Write what `draw_grid` draws."""
+    """Write the figure of `draw_grid` as a PNG file."""
     _save(draw_grid(rows, title), path)
 
 
 def save_curves(path: Path, metrics: list[dict]) -> None:
-    """Write the curves of a run from its log: errors against targets, KLs, multipliers."""
-    series = sorted({key for row in metrics for key in row if "/" in key})
+    """Plot the logged metrics of a run: errors with their targets, KLs and multipliers; one colour per pair."""
+    series = list(dict.fromkeys(key for row in metrics for key in row if "/" in key))
+    colours = {pair: f"C{n}" for n, pair in enumerate(dict.fromkeys(key.split("/")[0] for key in series))}
+    reports = ("rmse", "rmse_target", "multiplier")
+    errors = [key for key in series if key.endswith("/x") and f"{key[:-2]}/rmse" not in series]
     panels = {
-        "RMSE (dashed: target)": [key for key in series if "/rmse" in key],
-        "KL, nats per scene": [
-            key for key in series if key.split("/")[1] not in ("x", "rmse", "rmse_target", "multiplier")
-        ],
+        "RMSE (dashed: target)": [key for key in series if key.endswith(("/rmse", "/rmse_target"))],
+        "negative log-likelihood, nats per scene": errors,
+        "KL, nats per scene": sorted(key for key in series if key.split("/")[1] not in ("x", *reports)),
         "multiplier": [key for key in series if key.endswith("/multiplier")],
     }
-    figure = Figure(figsize=(11, 3.2), dpi=120, layout="constrained")
-    for axis, (title, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    panels = {title: keys for title, keys in panels.items() if keys or not series}
+    figure = Figure(figsize=(3.7 * len(panels), 3.2), dpi=120, layout="constrained")
+    for number, (title, keys) in enumerate(panels.items(), start=1):
+        axis = figure.add_subplot(1, len(panels), number)
         for key in keys:
             points = [(row["step"], row[key]) for row in metrics if key in row]
             dashed = key.endswith("target")
-            pair = key.split("/")[0]
             axis.plot(
                 *zip(*points, strict=True),
                 label=None if dashed else key,
                 linestyle="--" if dashed else "-",
                 linewidth=1,
-                marker=None if len(points) >= 5 else "_" if dashed else ".",  # a short run's line may be a point
-                color={"orderless": "C0", "ordered": "C1"}.get(pair) if "KL" not in title else None,
+                marker=None if len(points) >= 5 else "_" if dashed else ".",  # short lines may be a single point
+                color=None if "KL" in title else colours[key.split("/")[0]],
             )
-        axis.set(title=title, xlabel="step", yscale="log")
+        axis.set(title=title, xlabel="step", yscale="symlog" if "log-likelihood" in title else "log")
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
         if keys:
@@ -121,7 +122,7 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
 def save_error_bars(
     path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], *, x: str, y: str
 ) -> None:
-    """Write lines by label, each as its places, means and standard deviations; bars where there is one above 0."""
+    """Plot means with error bars; `lines` maps a label to x values, means and standard deviations. No bars if all 0."""
     figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
     axis = figure.subplots()
     for style, (label, (places, means, deviations)) in zip(cycle(("-", "--", ":", "-.")), lines.items()):
@@ -134,9 +135,9 @@ def save_error_bars(
 
 
 def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None]]]) -> None:
-    """Write a panel by title of boxes by label: quartiles, the median, and every value as a dot; None is none.
+    """Plot quartiles, median and single values; `panels` maps a title to boxes, a dict from label to values.
 
-    Where the largest value is more than five times the smallest, the axis is logarithmic.
+    Values of None are skipped. An axis is logarithmic if its values are positive and differ by more than factor 5.
     """
     num_boxes = max(map(len, panels.values()))
     figure = Figure(figsize=(len(panels) * (0.45 * num_boxes + 1.2), 3.6), dpi=150, layout="constrained")
@@ -159,7 +160,7 @@ def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None
 
 
 def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns: int = 10) -> None:
-    """Write images in [0, 1] row by row, each with its number, from 0, on it."""
+    """Plot images in [0, 1] row by row and print each image's number, from 0, on the image."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * _CELL * 1.4, rows * _CELL * 1.4 + 0.4), dpi=150)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
@@ -174,7 +175,7 @@ def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns
 
 
 def save_gif(path: Path, frames: Float[Tensor, "T _ H W"], *, side: int = 256, milliseconds: int = 80) -> None:
-    """Write images in [0, 1] as a GIF that repeats, enlarged without smoothing to a height of about `side` pixels."""
+    """Write images in [0, 1] as a looping GIF, enlarged without smoothing to a height of about `side` pixels."""
     factor = max(1, round(side / frames.shape[-2]))
     pixels = (255 * frames.cpu().clamp(0, 1).expand(-1, 3, -1, -1)).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2).movedim(1, -1).numpy()

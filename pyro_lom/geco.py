@@ -1,7 +1,7 @@
 """GECO: the ELBO as a minimisation of the KL under a constraint on the reconstruction (Rezende & Viola, 2018; A.4.2).
 
-One convention throughout: *error* and *target* are normalised negative log-likelihoods in nats per scene, and the
-constraint is met when error <= target. The two published rules differ in what the multiplier multiplies.
+*Error* and *target* are normalised negative log-likelihoods in nats per scene. The constraint is error <= target. The
+two published rules differ in what the multiplier multiplies.
 """
 
 import math
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.errors import UserError
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
 
 class Target(NamedTuple):
-    """The reconstruction error to reach. Its RMSE holds for Eq. 3; under a mixture, where one slot shows each pixel."""
+    """The reconstruction error to reach. The RMSE is exact for Eq. 3, and for a mixture with one slot per pixel."""
 
     nats: float  # error to reach, nats per scene
     floor: float  # error of a perfect reconstruction, nats per scene
@@ -28,7 +26,7 @@ class Target(NamedTuple):
 
     @classmethod
     def from_rmse(cls, rmse: float, *, image_scale: float, image_shape: tuple[int, int, int]) -> "Target":
-        """From a root mean squared error per pixel and channel, for images in [0, 1].
+        """Return the target of a root mean squared error per pixel and channel, for images in [0, 1].
 
         Raises:
             UserError: no reconstruction can reach it.
@@ -36,12 +34,12 @@ class Target(NamedTuple):
         if not rmse > 0:
             raise UserError(f"the reconstruction target must be an RMSE above 0, not {rmse}: nothing can reach it")
         num_values = math.prod(image_shape)
-        floor = (math.log(image_scale) + _HALF_LOG_2PI) * num_values
+        floor = (math.log(image_scale) + 0.5 * math.log(2 * math.pi)) * num_values
         return cls(floor + num_values * rmse**2 / (2 * image_scale**2), floor, image_scale, num_values)
 
     @classmethod
     def from_paper(cls, value: float, *, image_scale: float, image_shape: tuple[int, int, int]) -> "Target":
-        """From the paper's unit: nats per pixel and channel, without the constant (1/2) log 2 pi (A.4.2).
+        """Return the target of `value` nats per pixel and channel, without the constant (1/2) log 2 pi (A.4.2).
 
         Raises:
             UserError: the value is not above log(image_scale), the error of a perfect reconstruction.
@@ -55,7 +53,7 @@ class Target(NamedTuple):
         return cls.from_rmse(math.sqrt(2 * excess) * image_scale, image_scale=image_scale, image_shape=image_shape)
 
     def rmse(self, error: float) -> float:
-        """The RMSE per pixel and channel, in [0, 1], at which the expected error is `error` nats per scene."""
+        """Return the RMSE per pixel and channel, in [0, 1], at which the expected error is `error` nats per scene."""
         return math.sqrt(max(error - self.floor, 0.0) * 2 * self.image_scale**2 / self.num_values)
 
 
@@ -74,19 +72,17 @@ class FreeNats(NamedTuple):
 class Geco(TraceScene_ELBO, nn.Module):
     """An ELBO whose loss balances error and KL by a multiplier; `Geco(...)(model, guide)` is an `ELBOModule`.
 
-    The state (multiplier, moving average of the error, number of updates) lives in buffers. The loss never changes it;
-    `update` does, once a step, with the error averaged over all processes.
+    Buffers contain the state: multiplier, moving average of the error, number of updates. Only `update` changes it.
 
     Args:
         target: the error to reach.
-        step_size, speedup: of the multiplier's update; `speedup` multiplies the step once the constraint is met.
-        free_nats: by site name.
+        step_size, speedup: of the multiplier's update; `speedup` multiplies the step while the constraint is met.
+        free_nats: the floors of KLs, by site name.
         goal_relative: divide the constraint by the target's distance from a perfect reconstruction and clamp it to
-            [-1, 1], so that step sizes mean the same for every image size. A departure from both published rules, for
-            short trainings.
-        initial, bounds: of the multiplier's parameter.
-        warm_start: updates for which the multiplier stands still; the average of the error starts after them.
-        ema_decay: of the moving average of the error.
+            [-1, 1], so that a step size suits every image size (departure for short trainings).
+        initial, bounds: first value and limits of the multiplier's parameter.
+        warm_start: number of first updates that neither change the multiplier nor count in the average of the error.
+        ema_decay: decay of the moving average of the error.
     """
 
     def __init__(
@@ -106,25 +102,19 @@ class Geco(TraceScene_ELBO, nn.Module):
         TraceScene_ELBO.__init__(self)
         self.target = target
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
+        self.goal_relative, self.warm_start, self.ema_decay = goal_relative, warm_start, ema_decay
         self.free_nats = free_nats or {}
-        self.goal_relative = goal_relative
-        self.warm_start = warm_start
-        self.ema_decay = ema_decay
         self.register_buffer("parameter", torch.tensor(float(initial)))
         self.register_buffer("error_ema", torch.zeros(()))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
 
     @property
     def multiplier(self) -> Float[Tensor, ""]:
-        """The weight that the subclass's first line names."""
+        """The weight of the KL (GENESIS's rule) or of the error (EMORL's rule)."""
         return self.parameter
 
-    def error(self, terms: Terms) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood, nats per scene."""
-        return -sum(value.mean() for value in terms.log_likelihood.values())
-
     def kl(self, terms: Terms) -> Float[Tensor, ""]:
-        """Mean KL over scenes, each site's held above its free nats scene by scene (Eq. 26)."""
+        """Return the mean KL over scenes. The KL of a site in a scene counts at least its free nats (Eq. 26)."""
         total = 0.0
         for name, kl in terms.kl.items():
             if name in self.free_nats:
@@ -134,15 +124,12 @@ class Geco(TraceScene_ELBO, nn.Module):
         return total
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
-        """The loss of these terms under the present multiplier."""
-        raise NotImplementedError("a rule says what its multiplier multiplies")
-
-    def differentiable_loss(self, model, guide, *args, **kwargs) -> Float[Tensor, ""]:
-        return self.combine(self.terms(model, guide, *args, **kwargs))
+        """Return the loss of these terms with the current multiplier."""
+        raise NotImplementedError("a subclass defines what its multiplier multiplies")
 
     @torch.no_grad()
     def update(self, error: Float[Tensor, ""]) -> None:
-        """Move the multiplier by the error of this step, nats per scene; no host synchronisation."""
+        """Update the multiplier with the error of this step, averaged over processes. This does not synchronise."""
         decay = torch.where(self.num_updates <= self.warm_start, 0.0, self.ema_decay)
         self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
         slack = self.target.nats - self.error_ema  # positive once the constraint is met
@@ -153,36 +140,42 @@ class Geco(TraceScene_ELBO, nn.Module):
         self.parameter.copy_(torch.where(self.num_updates < self.warm_start, self.parameter, moved))
         self.num_updates += 1
 
+    def report(self, error: float) -> dict[str, float]:
+        """Return the error and its target as RMSE, and the multiplier."""
+        rmse, rmse_target = self.target.rmse(error), self.target.rmse(self.target.nats)
+        return {"rmse": rmse, "rmse_target": rmse_target, "multiplier": self.multiplier.item()}
+
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        raise NotImplementedError("a rule says how its parameter moves")
+        """Return the parameter after a step of the rule, before it is clamped."""
+        raise NotImplementedError("a subclass defines how its parameter moves")
 
 
 class MultiplicativeGeco(Geco):
-    """GENESIS's rule: the multiplier is on the KL, and grows by a factor while the constraint is met.
+    """GENESIS's rule: the multiplier weighs the KL and grows exponentially while the constraint is met.
 
         loss = error + beta KL,    beta <- beta exp(step_size (target - ema of error))
 
-    Published: beta from 1 within [1e-10, 1e10], speed-up 10, step size 1e-5 (1e-6 in the LOM paper) times
-    64^2 / side^2. A beta below 1 is no bound on the likelihood; it equals a smaller image_scale.
+    Published: beta starts at 1 and is within [1e-10, 1e10], speed-up 10, step size 1e-5 (1e-6 in the LOM paper) times
+    64^2 / side^2. With beta below 1, the loss is not a bound on the likelihood: it acts like a smaller image_scale.
     """
 
     def __init__(self, target: Target, *, initial: float = 1.0, bounds=(1e-10, 1e10), **options):
         super().__init__(target, initial=initial, bounds=bounds, **options)
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
-        return self.error(terms) + self.multiplier * self.kl(terms)
+        return terms.mean_error() + self.multiplier * self.kl(terms)
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return self.parameter * step.exp()
 
 
 class AdditiveGeco(Geco):
-    """EMORL's rule: the multiplier is on the error, and falls towards 1 while the constraint is met.
+    """EMORL's rule: the multiplier weighs the error and falls towards 1 while the constraint is met.
 
         loss = KL + softplus(b) (error - target),    b <- b - step_size (target - ema of error)
 
-    Published: b from 0.55 and never below it, where softplus(b) = 1.0055, so that the loss ends as an ELBO; step size
-    1e-6, speed-up by data set; for a warm start of 1,000 steps the multiplier is 1.
+    Published: b starts at its minimum 0.55, at which softplus(b) = 1.0055 and the loss is nearly an ELBO; step size
+    1e-6; speed-up by data set; the multiplier is 1 in the first 1,000 steps.
     """
 
     def __init__(self, target: Target, *, initial: float = 0.55, bounds=(0.55, math.inf), **options):
@@ -193,7 +186,7 @@ class AdditiveGeco(Geco):
         return torch.where(self.num_updates < self.warm_start, 1.0, F.softplus(self.parameter))
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
-        return self.kl(terms) + self.multiplier * (self.error(terms) - self.target.nats)
+        return self.kl(terms) + self.multiplier * (terms.mean_error() - self.target.nats)
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return self.parameter - step

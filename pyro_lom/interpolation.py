@@ -1,4 +1,4 @@
-"""Paths through scene latents (A.7)."""
+"""Interpolations and random walks of scene latents (A.7)."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from torch import Tensor
 def slerp(
     start: Float[Tensor, "*batch Ds"], end: Float[Tensor, "*batch Ds"], num: int
 ) -> Float[Tensor, "num *batch Ds"]:
-    """Spherical linear interpolation in `num` steps, both ends included.
+    """Interpolate spherically from `start` to `end` at `num` points, including both ends.
 
-    Each end is first normalised and multiplied by sqrt(Ds), the radius at which a standard normal lives (A.7):
+    Each end is first scaled to the norm sqrt(Ds), near which the samples of a standard normal concentrate (A.7):
 
         s(t) = [sin((1-t) w) start + sin(t w) end] / sin w,    w the angle between them
     """
@@ -23,7 +23,7 @@ def slerp(
 
 
 def random_walk(start: Float[Tensor, "*batch Ds"], num: int, step: float) -> Float[Tensor, "num *batch Ds"]:
-    """A walk of `num` scenes from `start` that N(0, I) is stationary under; `step` is in (0, 1].
+    """Draw a random walk of `num` scenes from `start`, with stationary distribution N(0, I); `step` is in (0, 1].
 
     s_t+1 = sqrt(1 - step^2) s_t + step e,    e ~ N(0, I)
     """

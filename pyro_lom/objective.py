@@ -1,106 +1,101 @@
-"""The training objective: the sum of the GECO-wrapped ELBOs of the orderless and the ordered pair (Eq. 9)."""
+"""The training objective: the sum of the losses of a system's pairs (Eq. 9)."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
-from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from pyro_lom.types import OrderlessPosterior
+from pyro_lom.program import Program
+from pyro_lom.system import Pair, System
 
 
 class Evaluation(NamedTuple):
-    """A loss on a batch, of one pair or of several; everything in nats per scene, averaged over the batch."""
+    """The loss of one or more pairs on a batch. All values are in nats per scene, averaged over the batch."""
 
     loss: Float[Tensor, ""]
-    errors: dict[str, Float[Tensor, ""]]  # by pair: negative log-likelihood, what GECO steers by
+    errors: dict[str, Float[Tensor, ""]]  # by pair: negative log-likelihood, for `Criterion.update`
     terms: dict[str, Float[Tensor, ""]]  # by "pair/site": negative log-likelihoods and KLs, without free nats
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        """The loss of these pairs and of others (not the tuples, one after the other)."""
+        """Return the evaluation of the pairs of both; this does not concatenate the tuples."""
         return Evaluation(self.loss + other.loss, self.errors | other.errors, self.terms | other.terms)
 
 
-class LossPart(NamedTuple):
-    """A summand of a pair's loss: `weight` times that of `model` and `guide`, both called with the images alone."""
+class PairLoss(nn.Module):
+    """The loss of one pair: a summand of Eq. 9.
 
-    weight: float
-    model: Callable
-    guide: Callable
-
-
-class PairObjective(nn.Module):
-    """L_orderless or L_LOM, by its name: one of the two losses of Eq. 9.
-
-    A guide that infers in steps may offer `loss_parts(orderless) -> list[LossPart]`, which are added up in the place of
-    the pair's own loss. What is reported of a site is of the last part that has it, and so is the error that moves the
-    multiplier.
+    A guide may yield several sets of terms (`Guide.losses`). The reported error is from the last one, and the reported
+    term of a site is from the last one that has the site.
     """
 
-    def __init__(self, name: str, pair: ELBOModule):
+    def __init__(self, name: str, pair: Pair):
         super().__init__()
-        self.name = name
-        self.model, self.guide, self.elbo = pair.model, pair.guide, pair.elbo
+        self.name, self.reads = name, pair.reads
+        self.model, self.guide = pair.model, pair.guide
+        self.elbo = pair.criterion  # checkpoints have this name
 
-    def forward(
-        self, images: Float[Tensor, "B C H W"], *, orderless: OrderlessPosterior | None = None
-    ) -> tuple[Evaluation, OrderlessPosterior]:
-        """The loss on `images`, and the orderless posterior without its graph, for the next pair.
-
-        The orderless pair infers the posterior where none is given; an ordered pair has to be given it.
-        """
-        if orderless is None:
-            orderless = self.guide.infer(images)
-        loss, terms = 0.0, {}
-        for weight, model, guide in self._loss_parts(orderless):
-            found = self.elbo.terms(model, guide, images)
+    def forward(self, images: Float[Tensor, "B C H W"], inferred: Any = None) -> tuple[Evaluation, Any]:
+        """Return the loss on `images`, and the part of the posterior that other pairs may read, without its graph."""
+        if inferred is None:
+            inferred = self.guide.infer(images)
+        loss, error, terms = 0.0, None, {}
+        for weight, found in self.guide.losses(self.elbo, images, inferred):
             loss = loss + weight * self.elbo.combine(found)
-            error = self.elbo.error(found).detach()
+            error = found.mean_error().detach()
             terms |= {f"{self.name}/{site}": -value.detach().mean() for site, value in found.log_likelihood.items()}
             terms |= {f"{self.name}/{site}": value.detach().mean() for site, value in found.kl.items()}
-        return Evaluation(loss, {self.name: error}, terms), orderless.detach()
+        loss = loss + self.elbo.penalty(self.model, self.guide)
+        passed_on = None if inferred is None else self.guide.pass_on(inferred)
+        return Evaluation(loss, {self.name: error}, terms), tree_map_only(Tensor, Tensor.detach, passed_on)
 
-    def _loss_parts(self, orderless: OrderlessPosterior) -> list[LossPart]:
-        if hasattr(self.guide, "loss_parts"):
-            return self.guide.loss_parts(orderless)
-        return [LossPart(1.0, self.model, partial(self.guide, orderless=orderless))]
+
+def pair_losses(
+    pairs: Mapping[str, nn.Module], images: Float[Tensor, "B C H W"], inferred: Mapping[str, Any] | None = None
+) -> Iterator[Evaluation]:
+    """Yield the summands of Eq. 9 in turn: L = L_orderless + L_LOM, each with its own criterion.
+
+    A pair that reads another receives its posterior without a graph, so no gradient passes between summands. If each
+    backward pass runs before the next summand is computed, only one graph is in memory at a time.
+
+    Args:
+        pairs: modules of the class `PairLoss`, or wrappers of them, by name.
+        inferred: posteriors that are already computed, by the name of the pair that inferred them.
+    """
+    known = dict(inferred or {})
+    for name, pair in pairs.items():
+        evaluation, known[name] = pair(images, known.get(pair.reads or name))
+        yield evaluation
 
 
 class Objective(nn.Module):
-    """L = L_orderless + L_LOM, each under its own GECO (Eq. 9).
+    """The losses of a system's pairs, and their sum L (Eq. 9)."""
 
-    The orderless posterior is inferred once and handed to both guides; the LOM guide stops its gradient, so neither
-    ELBO disturbs the other, and a pair may as well be trained alone. Nor need their gradients be taken at once: a
-    training step evaluates `pairs` in turn, each with its backward pass, and holds one graph at a time.
-
-    Args:
-        pairs: `ELBOModule`s by name, "orderless" and, for a LOM, "ordered".
-    """
-
-    def __init__(self, pairs: dict[str, ELBOModule]):
+    def __init__(self, system: System):
         super().__init__()
-        self.pairs = nn.ModuleDict({name: PairObjective(name, pair) for name, pair in pairs.items()})
+        self.pairs = nn.ModuleDict({name: PairLoss(name, pair) for name, pair in system.items()})
 
     def forward(
         self,
         images: Float[Tensor, "B C H W"],
         *,
-        orderless: OrderlessPosterior | None = None,
+        inferred: Mapping[str, Any] | None = None,
         only: Iterable[str] | None = None,
     ) -> Evaluation:
-        """The loss on `images`, of all pairs or of those named in `only`."""
-        names = list(self.pairs if only is None else only)
-        if orderless is None and "orderless" not in names:
-            orderless = self.pairs["orderless"].guide.infer(images)
-        total = Evaluation(0.0, {}, {})
-        for name in names:
-            evaluation, orderless = self.pairs[name](images, orderless=orderless)
-            total += evaluation
-        return total
+        """Return the loss on `images` of all pairs, or of the pairs in `only`; `inferred` as in `pair_losses`."""
+        pairs = {name: self.pairs[name] for name in (self.pairs if only is None else only)}
+        return sum(pair_losses(pairs, images, inferred), start=Evaluation(0.0, {}, {}))
 
+    def at_step(self, step: int) -> None:
+        """Set `step` of all models and guides."""
+        for module in self.modules():
+            if isinstance(module, Program):
+                module.step.fill_(step)
+
+    @torch.no_grad()
     def update(self, errors: dict[str, Float[Tensor, ""]]) -> None:
-        """Move each pair's multiplier by its error, nats per scene, averaged over processes."""
+        """Update each pair's criterion with its error, in nats per scene, averaged over processes."""
         for name, error in errors.items():
             self.pairs[name].elbo.update(error)

@@ -1,10 +1,12 @@
-"""Questions to a trained LOM: what is in a scene, what goes with some of its objects, how likely an edited one is.
+"""Posterior queries of a trained LOM: explaining images, completing scenes, and evaluating the density of slots.
 
-`model` and `guide` are a LOM and its guide: sites `s` (B, 1 | Ds) and `z` (B, K | Dz); `model.draw_slots()`, the story
-without its image; `model.render(slots)`; and `guide.infer_scene(slots)`, which is q(s | g(slots)).
+`model` and `guide` are a LOM and its guide, with the sites `s` (B, 1 | Ds) and `z` (B, K | Dz). The functions call
+`model(num_scenes=..., with_image=False)`, which samples s and z without decoding them, `model.render`, and
+`guide.infer_scene(slots)`, which returns q(s | g(slots)).
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import pyro
@@ -22,40 +24,40 @@ from pyro_lom.types import Rendering
 
 
 class Explanation(NamedTuple):
-    """What the guide finds in images: posterior means, and what the model draws for them."""
+    """Posterior means of the latents of images, and their rendering by the model."""
 
     scene: Float[Tensor, "B Ds"]
     slots: Float[Tensor, "B K Dz"]  # in the model's order
-    permutation: Int[Tensor, "B K"]  # permutation[b, k] is the orderless index put at place k
-    rendering: Rendering  # image, and a component and a mask for each slot
+    permutation: Int[Tensor, "B K"]  # permutation[b, k] is the orderless index of the k-th slot
+    rendering: Rendering  # the image, and the component and mask of each slot
 
 
 @torch.no_grad()
 def explain(model, guide, images: Float[Tensor, "B C H W"]) -> Explanation:
-    """s, z_1:K, the order of the slots, and each slot's mask and colours."""
+    """Infer s, z_1:K and the order of the slots from images, and render the slots."""
     trace = poutine.trace(guide).get_trace(images)
     slots = trace.nodes["z"]["fn"].mean
     scene = trace.nodes["s"]["fn"].mean.squeeze(-2)
-    return Explanation(scene, slots, trace.nodes["_RETURN"]["value"].permutation, model.render(slots))
+    return Explanation(scene, slots, trace.nodes["_RETURN"]["value"].permutation, model.render({"z": slots}))
 
 
 @torch.no_grad()
 def log_prob_of_slots(model, scene: Float[Tensor, "B Ds"], slots: Float[Tensor, "B K Dz"]) -> Float[Tensor, "B K"]:
-    """log p(z_k | h_k), h = f(s): how well each slot fits a scene, in nats."""
-    given = poutine.condition(_without_image(model, len(scene)), {"s": scene.unsqueeze(-2), "z": slots})
-    return poutine.trace(given).get_trace().nodes["z"]["fn"].log_prob(slots)
+    """Return the log density of each slot given the scene, log p(z_k | h_k) with h = f(s), in nats."""
+    given = poutine.condition(model, {"s": scene.unsqueeze(-2), "z": slots})
+    trace = poutine.trace(given).get_trace(num_scenes=len(scene), with_image=False)
+    return trace.nodes["z"]["fn"].log_prob(slots)
 
 
 class keep_slots(Messenger):
-    """Hold some slots of a LOM where they are; the model imagines the others.
+    """Effect handler that observes some slots of a LOM and samples the others.
 
         with keep_slots(slots, mask):
             images = model(num_scenes=len(slots))
         samples = Predictive(keep_slots(slots, mask)(model), num_samples=4)(num_scenes=len(slots))
 
-    Where `mask` is True, z_k is observed to be slots_k. Elsewhere it is drawn from p(z_k | h_k), and adds nothing to
-    the log density: that is p(s) prod_kept p(z_k | h_k), with the imagined slots integrated out. A slot that another
-    handler gave a value is imagined to have it.
+    If mask_k is True, z_k is observed with the value slots_k. Otherwise z_k is sampled from p(z_k | h_k), or has the
+    value that another handler set, and is integrated out: the density is p(s) prod_kept p(z_k | h_k).
     """
 
     def __init__(self, slots: Float[Tensor, "*batch K Dz"], mask: Bool[Tensor, "*batch K"], site: str = "z"):
@@ -71,15 +73,15 @@ class keep_slots(Messenger):
 
 
 class Completion(NamedTuple):
-    """Scenes around kept slots, and how far to trust them; N completions of each, all in nats per scene."""
+    """N completions of each scene, with bounds in nats per scene and a diagnostic of the inference."""
 
     scene: Float[Tensor, "N B Ds"]
     slots: Float[Tensor, "N B K Dz"]
     rendering: Rendering
-    elbo_before: Float[Tensor, "B"]  # of log p(kept slots), under the amortised guess of s
-    elbo_after: Float[Tensor, "B"]  # and when it was refined
-    log_evidence: Float[Tensor, "B"]  # log p(kept slots), importance-weighted: the tightest of the three bounds
-    effective_sample_size: Float[Tensor, "B"]  # from 1, which is poor, to num_samples
+    elbo_before: Float[Tensor, "B"]  # lower bound of log p(kept slots) with the amortised q(s)
+    elbo_after: Float[Tensor, "B"]  # lower bound of log p(kept slots) with the optimised q(s)
+    log_evidence: Float[Tensor, "B"]  # importance-weighted bound of log p(kept slots), the tightest of the three
+    effective_sample_size: Float[Tensor, "B"]  # of the importance sampling, from 1 (worst) to num_samples (best)
 
 
 def complete(
@@ -93,18 +95,18 @@ def complete(
     num_samples: int = 64,
     num_completions: int = 4,
 ) -> Completion:
-    """Infer scenes from the slots where `mask` is True alone, and imagine the others.
+    """Infer each scene from the slots where `mask` is True, and sample the other slots.
 
-        q(s) = q(s | g(kept and imagined slots))                     amortised, see below
+        q(s) = q(s | g(kept and sampled slots))                      amortised, see below
         q(s) = argmax E_q[log p(kept slots | s)] - KL(q(s) || p(s))  by `num_steps` of Adam, scene by scene
-        s    ~ p(s | kept slots)    by importance resampling of `num_samples` of q(s)
+        s    ~ p(s | kept slots)    by importance resampling of `num_samples` samples of q(s)
         z_k  ~ p(z_k | h_k)         where `mask` is False
 
-    g knows whole scenes only, so the first guess imagines slots for s, then s for slots, in turn; it is the best of
-    several that start from samples of p(s). With every slot kept it is the guide's, and `log_evidence` scores a scene:
-    it is a lower bound of log p(z_1:K).
+    g requires all K slots. The amortised q(s) therefore alternates between sampling the other slots given s and
+    inferring s from all slots. It starts from several samples of p(s) and keeps the best result. If all slots are kept,
+    the amortised q(s) is the guide's, and `log_evidence` is a lower bound of log p(z_1:K).
     """
-    kept = keep_slots(slots, mask)(_without_image(model, len(slots)))
+    kept = keep_slots(slots, mask)(partial(model, num_scenes=len(slots), with_image=False))
     guess = _first_guess(kept, guide)
     weights_before, _ = _draw(kept, guess, num_samples)
     elbo, parameters = TraceScene_ELBO(), list(guess.parameters())
@@ -121,21 +123,14 @@ def complete(
     scene = scenes[chosen, torch.arange(len(slots), device=chosen.device)]
     with torch.no_grad():
         completed = poutine.trace(poutine.condition(kept, {"s": scene.unsqueeze(-2)})).get_trace().nodes["z"]["value"]
-        rendering = model.render(completed)
-    return Completion(
-        scene,
-        completed,
-        rendering,
-        elbo_before=weights_before.mean(0),
-        elbo_after=weights.mean(0),
-        log_evidence=weights.logsumexp(0) - math.log(num_samples),
-        effective_sample_size=effective_sample_size(weights),
-    )
+        rendering = model.render({"z": completed})
+    bounds = weights_before.mean(0), weights.mean(0), weights.logsumexp(0) - math.log(num_samples)
+    return Completion(scene, completed, rendering, *bounds, effective_sample_size(weights))
 
 
 @torch.no_grad()
 def _first_guess(kept, guide, num_starts: int = 16, num_rounds: int = 10) -> "_SceneGuess":
-    """The start with the highest log p(s, kept slots) after some rounds, scene by scene."""
+    """Return the amortised q(s) of the start with the highest log p(s, kept slots) after `num_rounds`, per scene."""
     with pyro.plate("starts", num_starts, dim=-3):
         trace = poutine.trace(kept).get_trace()
     for _ in range(num_rounds):
@@ -148,7 +143,7 @@ def _first_guess(kept, guide, num_starts: int = 16, num_rounds: int = 10) -> "_S
 
 
 class _SceneGuess(Program):
-    """q(s) = N(loc, diag(scale^2)) of a few given scenes, with parameters of its own."""
+    """q(s) = N(loc, diag(scale^2)), with one loc and one scale per scene as trainable parameters."""
 
     def __init__(self, loc: Float[Tensor, "B Ds"], scale: Float[Tensor, "B Ds"]):
         super().__init__()
@@ -159,19 +154,9 @@ class _SceneGuess(Program):
             return pyro.sample("s", diagonal_normal(self.loc.unsqueeze(-2), self.log_scale.exp().unsqueeze(-2)))
 
 
-def _without_image(model, num_scenes: int):
-    """The program p(s) p(z | h): decoding is most of a model's work, and says nothing of s and z."""
-
-    def program():
-        with pyro.plate("scenes", num_scenes, dim=-2):
-            return model.draw_slots()
-
-    return program
-
-
 @torch.no_grad()
 def _draw(model, guess, num_samples: int) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B Ds"]]:
-    """Scenes of a guess, and their log weights."""
+    """Return the log importance weights of samples of q(s), and the samples."""
     traces = [poutine.trace(guess).get_trace() for _ in range(num_samples)]
     weights = [log_weights(model, poutine.replay(guess, trace=trace)) for trace in traces]
     return torch.stack(weights), torch.stack([trace.nodes["s"]["value"].squeeze(-2) for trace in traces])

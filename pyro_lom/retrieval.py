@@ -1,4 +1,4 @@
-"""Retrieval of scenes by what they are, then by one object (A.6)."""
+"""Retrieval of scenes by the scene latent, then by one slot (A.6)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,27 +10,27 @@ from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import PCA
 
 from pyro_lom.errors import UserError
-from pyro_lom.runs import replacing
+from pyro_lom.files import replacing
 
 
 class Index(NamedTuple):
-    """N scenes as pairs (s, z), with the projection of s on its principal components that distances are taken in."""
+    """Latents s and z of N scenes. Distances are computed between projections of s on its principal components."""
 
     scenes: Float[np.ndarray, "N Ds"]
     slots: Float[np.ndarray, "N K Dz"]
-    projected: Float[np.ndarray, "N D"]  # scenes along the components
+    projected: Float[np.ndarray, "N D"]  # coordinates of the scenes along the components
     mean: Float[np.ndarray, "Ds"]
     components: Float[np.ndarray, "D Ds"]
-    explained: Float[np.ndarray, "D"]  # share of the variance of s along each component
+    explained: Float[np.ndarray, "D"]  # share of the variance of s that each component explains
 
     @classmethod
     def build(
         cls, scenes: Float[np.ndarray, "N Ds"], slots: Float[np.ndarray, "N K Dz"], num_components: int = 6
     ) -> "Index":
-        """Find the components.
+        """Compute the principal components of `scenes` and the projections on them.
 
         Raises:
-            UserError: there are fewer scenes, or dimensions of s, than components.
+            UserError: N or Ds is less than `num_components`.
         """
         if min(scenes.shape) < num_components:
             raise UserError(
@@ -42,13 +42,13 @@ class Index(NamedTuple):
         return cls(scenes, slots, *(part.astype(np.float32) for part in parts))
 
     def save(self, path: Path, about: dict[str, str]) -> None:
-        """Write everything as safetensors; `about` says where it comes from."""
+        """Write the index as a safetensors file, with `about` as its metadata."""
         with replacing(path) as temporary:
             save_file({name: np.ascontiguousarray(part) for name, part in self._asdict().items()}, temporary, about)
 
     @classmethod
     def load(cls, path: Path) -> tuple["Index", dict[str, str]]:
-        """The index, and what it is about.
+        """Return the index and the `about` that `save` received.
 
         Raises:
             UserError: the file is damaged.
@@ -61,7 +61,7 @@ class Index(NamedTuple):
             raise UserError(f"{path} is damaged ({error}); remove it to build it again") from error
 
     def nearest(self, scene: Float[np.ndarray, "Ds"], num: int = 5) -> Int[np.ndarray, "num"]:
-        """Rows of the nearest scenes by Euclidean distance along the components, nearest first."""
+        """Return the rows of the nearest scenes, nearest first, by Euclidean distance along the components."""
         distance = np.square(self.projected - (scene - self.mean) @ self.components.T).sum(1)
         nearest = np.argpartition(distance, min(num, len(distance)) - 1)[:num]
         return nearest[distance[nearest].argsort()]
@@ -69,7 +69,7 @@ class Index(NamedTuple):
     def rerank(
         self, rows: Int[np.ndarray, "num"], slot: Float[np.ndarray, "Dz"]
     ) -> tuple[Int[np.ndarray, "num"], Int[np.ndarray, "num"]]:
-        """The same rows, those first in which some slot is nearest to the one given; and which slot that is."""
+        """Sort `rows` by the distance of their nearest slot to `slot`; return the rows and those slots' indices."""
         distance = np.square(self.slots[rows] - slot).sum(-1)
         order = distance.min(1).argsort()
         return rows[order], distance.argmin(1)[order]

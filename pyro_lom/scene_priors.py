@@ -1,8 +1,10 @@
 """Scene priors p(s): modules that return a Pyro distribution over scenes, of batch shape () and event shape (Ds,).
 
-Any module that does so can be passed to `LatentObjectModel(scene_prior=...)`. Those here start as N(0, I) or close to
-it. A prior whose KL has no closed form costs the ELBO densities at more samples of s (`TraceScene_ELBO`), no more.
+Any such module can be passed to `LatentObjectModel(scene_prior=...)`. The priors in this file start at or near N(0, I).
+If a KL has no closed form, `TraceScene_ELBO` evaluates the prior at more samples of s, without running the model again.
 """
+
+from itertools import chain
 
 import pyro.distributions as dist
 import torch
@@ -10,12 +12,12 @@ from jaxtyping import Float
 from pyro.distributions.transforms import AffineCoupling, Permute
 from torch import Tensor, nn
 
-from pyro_lom.distributions import diagonal_normal
+from pyro_lom.distributions import at_least_float32, diagonal_normal
 from pyro_lom.errors import UserError
 
 
 class StandardNormal(nn.Module):
-    """p(s) = N(0, I), the paper's choice (Sec. 3.1)."""
+    """p(s) = N(0, I), as in the paper (Sec. 3.1)."""
 
     def __init__(self, scene_dim: int):
         super().__init__()
@@ -27,10 +29,10 @@ class StandardNormal(nn.Module):
 
 
 class NormalMixture(nn.Module):
-    """p(s) = sum_c w_c N(loc_c, diag(scale_c^2)), everything learned: what the paper suggests to try (Sec. 5).
+    """p(s) = sum_c w_c N(loc_c, diag(scale_c^2)) with trainable w, loc and scale, as the paper suggests (Sec. 5).
 
-    Components start at equal weights, scale 1 and means 0.1 N(0, I), near enough to N(0, I) and different enough to
-    part. A single component is returned as the normal distribution that it is, whose KL has a closed form.
+    Weights start equal, scales at 1, and means at samples of 0.1 N(0, I): close to N(0, I), but different enough for
+    the components to separate. A single component is returned as a normal, because its KL has a closed form.
     """
 
     def __init__(self, scene_dim: int, num_components: int):
@@ -47,14 +49,13 @@ class NormalMixture(nn.Module):
 
 
 class CouplingFlow(nn.Module):
-    """p(s) = N(u; 0, I) |det du/ds|,  s = T(u),  T of affine couplings (Dinh et al., 2017).
+    """p(s) = N(u; 0, I) |det du/ds| with s = T(u), where T consists of affine couplings (Dinh et al., 2017).
 
-    A coupling leaves one half of the vector as it is and shifts and scales the other by networks of the first; the
-    halves change places from one to the next. T starts close to the identity. A coupling scales by 1/e to e, so that
-    nothing runs away at high learning rates.
+    A coupling keeps one half of the vector and shifts and scales the other half by a network of the first. The halves
+    are swapped after each coupling. T starts close to the identity. Scales in [1/e, e] keep training stable.
 
     Raises:
-        UserError: `scene_dim` is 1, which has no halves.
+        UserError: `scene_dim` is less than 2.
     """
 
     def __init__(self, scene_dim: int, num_couplings: int, *, width: int = 64):
@@ -68,15 +69,13 @@ class CouplingFlow(nn.Module):
         self.conditioners = nn.ModuleList(_Conditioner(kept, scene_dim - kept, width) for _ in range(num_couplings))
 
     def forward(self) -> dist.Distribution:
-        transforms = []
-        for conditioner in self.conditioners:
-            # Made anew each time: a coupling remembers the last vector by identity, which may have changed in place.
-            transforms += [AffineCoupling(len(self.swap) // 2, conditioner), Permute(self.swap)]
-        return dist.TransformedDistribution(diagonal_normal(self.loc, self.scale), transforms)
+        # A coupling caches its last input by identity. A new one avoids stale values after in-place changes.
+        layers = ((AffineCoupling(len(self.swap) // 2, net), Permute(self.swap)) for net in self.conditioners)
+        return dist.TransformedDistribution(diagonal_normal(self.loc, self.scale), [*chain.from_iterable(layers)])
 
 
 class _Conditioner(nn.Module):
-    """Shift and log scale of one half of a vector, given the other."""
+    """A network that maps one half of a vector to the shift and log scale of the other half."""
 
     def __init__(self, in_dim: int, out_dim: int, width: int):
         super().__init__()
@@ -86,5 +85,5 @@ class _Conditioner(nn.Module):
         nn.init.zeros_(self.shift_and_log_scale.bias)
 
     def forward(self, half: Float[Tensor, "*batch I"]) -> tuple[Float[Tensor, "*batch O"], Float[Tensor, "*batch O"]]:
-        shift, log_scale = self.shift_and_log_scale(self.hidden(half)).float().chunk(2, dim=-1)
+        shift, log_scale = at_least_float32(self.shift_and_log_scale(self.hidden(half))).chunk(2, dim=-1)
         return shift, log_scale.tanh()

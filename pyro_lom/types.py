@@ -1,24 +1,23 @@
-"""What travels between models, guides, metrics and figures.
+"""The data types that models, guides, metrics and figures exchange.
 
-Axis letters, the same everywhere: B scenes, K slots, C H W pixels, Ds and Dz the dimensions of scene and slot latents.
-Networks take any number of leading axes (`*batch`) before those they name.
+Axis letters: B scenes; K slots; C, H, W channels, height and width of images; Ds and Dz dimensions of scene and slot
+latents. Networks accept any number of leading axes (`*batch`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 
 class Rendering(NamedTuple):
-    """What slots look like: `image` = sum_k mask_k component_k (the mean of Eq. 3)."""
+    """Decoded latents. With slots, `image` = sum_k mask_k component_k (the mean of Eq. 3)."""
 
     image: Float[Tensor, "*batch C H W"]
-    components: Float[Tensor, "*batch K C H W"]
-    log_masks: Float[Tensor, "*batch K 1 H W"]  # exp sums to one over K at every pixel
+    components: Float[Tensor, "*batch K C H W"] | None = None
+    log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # exp sums to one over K at every pixel
 
 
 class SlotMoments(NamedTuple):
@@ -29,27 +28,27 @@ class SlotMoments(NamedTuple):
 
 
 class OrderlessPosterior(NamedTuple):
-    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with what else the orderless guide found on its way."""
+    """q(o_1:K | x) = prod_k N(loc_k, scale_k), with the guide's intermediate results."""
 
     loc: Float[Tensor, "*batch K Dz"]
     scale: Float[Tensor, "*batch K Dz"]
-    log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # those that the encoder pooled features over
-    # Of a guide that infers in steps: what came before loc and scale, in order: EMORL's q_1 to q_3, and refined ones.
+    log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # of the encoder
+    # Posteriors of earlier steps, in order: EMORL's q_1 to q_3, and its refined posteriors except the last.
     earlier: tuple[SlotMoments, ...] = ()
 
-    def map(self, function: Callable[..., Tensor], *others: "OrderlessPosterior") -> "OrderlessPosterior":
-        """The same with every tensor put through `function`, together with its counterparts in `others`."""
-        return tree_map(lambda *parts: None if parts[0] is None else function(*parts), self, *others)
-
     def detach(self) -> "OrderlessPosterior":
-        """The same numbers, with no gradient to the orderless guide (`stop_grad`, Sec. 3.3)."""
-        return self.map(torch.Tensor.detach)
+        """Return the posterior without a gradient to the orderless guide (`stop_grad`, Sec. 3.3)."""
+        return tree_map_only(Tensor, torch.Tensor.detach, self)
+
+    def moments(self) -> "OrderlessPosterior":
+        """Return the means and scales, without intermediate results."""
+        return OrderlessPosterior(self.loc, self.scale)
 
 
 class LomInference(NamedTuple):
-    """What the LOM guide found out about a batch, beside its sites `s` and `z`."""
+    """The result of the LOM's guide: samples of `s` and `z`, and the order of the slots."""
 
     scene: Float[Tensor, "*batch 1 Ds"]
     slots: Float[Tensor, "*batch K Dz"]
-    permutation: Int[Tensor, "*batch K"]  # permutation[..., k] is the orderless index put at place k
+    permutation: Int[Tensor, "*batch K"]  # permutation[..., k] is the orderless index at place k
     orderless: OrderlessPosterior

@@ -2,13 +2,12 @@
 
 import jaxtyping
 
-import experiments  # noqa: F401 - sets what OpenMP reads, before torch is imported
-
-# Before anything imports them: what the hook finds imported already it leaves unchecked. The "tower" lets an int stand
-# where a float is asked for, as type checkers do.
+# The hook comes first: it does not check modules that were imported before. The "tower" accepts an int for a float, as
+# type checkers do.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(["pyro_lom", "models", "guides", "experiments"], CHECKER)
 
+import experiments  # noqa: E402, F401, I001 - sets what OpenMP reads, before torch is imported
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402

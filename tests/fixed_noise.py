@@ -1,4 +1,4 @@
-"""Noise that belongs to the rows of a batch, so that parts of it, or processes, see that of the whole."""
+"""Noise that belongs to the rows of a batch, so that parts of a batch and processes receive the noise of the whole."""
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -8,7 +8,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 class FixedNoise(Messenger):
     """Latents are loc + scale times noise that depends on the site's name and the row in the batch alone.
 
-    Rows are handed out in order, `first` first, to each site by itself.
+    Each site receives rows in order, from `first` on. After the last row, a site starts again from `first`.
     """
 
     def __init__(self, num_rows: int, first: int = 0):
@@ -21,6 +21,8 @@ class FixedNoise(Messenger):
             return
         name, fn = msg["name"], msg["fn"]
         start = self.used.get(name, self.first)
+        if start == self.num_rows:
+            start = self.first
         self.used[name] = start + fn.batch_shape[0]
         generator = torch.Generator().manual_seed(sum(name.encode()))
         shape = (self.num_rows, *fn.batch_shape[1:], *fn.event_shape)

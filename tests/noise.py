@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_lom.data.renderers.renderer import RenderedScene, Renderer, generator
+from pyro_lom.data.renderers.renderer import Renderer, generator
+from pyro_lom.data.writer import Scene
 from pyro_lom.errors import UserError
 
 
@@ -34,6 +35,6 @@ class Noise(Renderer):
             rng = generator(self, seed, index)
             image = rng.integers(256, size=(self.size, self.size, 3), dtype=np.uint8)
             has_torch = np.array(["torch" in sys.modules])
-            return RenderedScene(image, image[..., 0] % 4, {"index": np.array([index]), "has_torch": has_torch})
+            return Scene(image, image[..., 0] % 4, {"index": np.array([index]), "has_torch": has_torch})
 
         return render

@@ -1,11 +1,16 @@
-"""The losses of five training steps on a fixed tiny problem: they move when numbers move.
+"""The losses of five training steps on a fixed tiny problem: they change when numbers change.
 
-Where they ought to have moved, print the new ones with `python tests/test_golden.py`.
+After an intended change, print the new losses with `PYTHONPATH=. python tests/test_golden.py`.
 """
+
+from functools import partial
 
 import pytest
 import torch
 from tiny import NETWORKS, SYSTEMS, tiny_images, tiny_objective
+
+from pyro_lom.training.precision import make_fabric
+from pyro_lom.training.step import TrainingStep
 
 GOLDEN = {
     ("lom-genesis-v2", "published"): [3803.322, 3792.572, 3783.181, 3778.043, 3772.489],
@@ -24,18 +29,14 @@ GOLDEN = {
 
 
 def losses_of_five_steps(system, networks):
-    objective, images = tiny_objective(system, networks), tiny_images()
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
+    """The losses of the code that trains: one `TrainingStep` after another."""
+    take_step = TrainingStep(
+        make_fabric("cpu", devices=1),
+        tiny_objective(system, networks),
+        make_optimizer=partial(torch.optim.Adam, lr=1e-3),
+    )
     torch.manual_seed(1)
-    losses = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        evaluation = objective(images)
-        evaluation.loss.backward()
-        optimizer.step()
-        objective.update(evaluation.errors)
-        losses.append(evaluation.loss.item())
-    return losses
+    return [take_step(tiny_images(), 1e-3).loss.item() for _ in range(5)]
 
 
 @pytest.mark.parametrize("networks", NETWORKS)

@@ -1,4 +1,4 @@
-"""What pyproject.toml, environment.yml, constraints.txt and CITATION.cff say of versions agrees."""
+"""Versions in pyproject.toml, environment.yml, constraints.txt and CITATION.cff agree; every package is installed."""
 
 import re
 import subprocess
@@ -50,6 +50,13 @@ def test_every_line_of_the_constraints_is_one_exact_public_version():
 
 def test_the_citation_has_the_version():
     assert f"\nversion: {pyro_lom.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_folder_of_code_is_a_package():
+    """Installation finds packages only: a folder without __init__.py would be left out."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {path.parent for pattern in patterns for path in ROOT.glob(f"{pattern.rstrip('*')}/**/*.py")}
+    assert len(folders) > 10 and [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_no_tracked_file_names_a_path_of_one_machine():

@@ -19,15 +19,18 @@ from tiny import (
     SCENE_DIM,
     SLOT_DIM,
     SYSTEMS,
+    Programs,
     tiny_config,
     tiny_images,
     tiny_objective,
+    tiny_pair,
     tiny_system,
 )
 
-from experiments.presets import preset
-from experiments.systems import build_objective, build_system
+from experiments.systems import build, preset
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.objective import Objective
+from pyro_lom.system import result
 
 SLOTS = (NUM_SCENES, NUM_SLOTS, SLOT_DIM)
 X = (NUM_SCENES, 1, *IMAGE_SHAPE)
@@ -50,7 +53,7 @@ all_networks = pytest.mark.parametrize("networks", NETWORKS)
 
 @pytest.fixture
 def pair(system, networks):
-    return tiny_system(system, networks).final
+    return tiny_pair(system, networks)
 
 
 def weights(*modules):
@@ -64,32 +67,32 @@ def size_of(*modules):
 @pytest.fixture(scope="module")
 def published():
     """LOM-GENESIS-v2 at the paper's sizes, for 64x64 images."""
-    return build_system(preset("lom-genesis-v2-objects-room"), (3, 64, 64))
+    return build(preset("lom-genesis-v2-objects-room"), (3, 64, 64))
 
 
 class TestPublishedSizes:
     def test_genesis_v2_has_2_366_798_parameters(self, published):
-        assert size_of(*published.orderless) == 2_366_798
+        assert size_of(*published["orderless"][:2]) == 2_366_798
 
     def test_emorl_has_666_500_whatever_the_size_of_images(self):
         for size in (64, 96):
-            assert size_of(*build_system(preset("emorl-objects-room"), (3, size, size)).orderless) == 666_500
+            assert size_of(*build(preset("emorl-objects-room"), (3, size, size))["model"][:2]) == 666_500
 
     def test_g_has_103_616(self, published):
-        guide = published.ordered.guide
+        guide = published["ordered"].guide
         assert size_of(guide.scene_encoder, guide.scene_posterior) == 103_616
 
     def test_f_has_58_240(self, published):
-        model = published.ordered.model
+        model = published["ordered"].model
         assert size_of(model.order_net, model.slot_prior) == 58_240
 
     def test_f_prime_has_54_016(self, published):
-        guide = published.ordered.guide
+        guide = published["ordered"].guide
         assert size_of(guide.order_net, guide.scale_head) == 54_016
 
     def test_beside_them_a_lom_has_a_decoder_of_its_own_and_nothing_else(self, published):
-        decoder = size_of(published.orderless.model.decoder)
-        assert size_of(*published.ordered) == 103_616 + 58_240 + 54_016 + decoder
+        decoder = size_of(published["orderless"].model.decoder)
+        assert size_of(*published["ordered"][:2]) == 103_616 + 58_240 + 54_016 + decoder
 
 
 @every_system
@@ -127,8 +130,8 @@ class TestUnderPyro:
     @pytest.mark.parametrize("elbo", ELBOS.values(), ids=ELBOS)
     def test_stock_svi_lowers_the_loss_and_trains_this_pair_alone(self, system, networks, elbo):
         built = tiny_system(system, networks)
-        pair, loss = built.final, elbo()
-        others = [] if built.ordered is None else list(built.orderless)
+        *others, (*pair, _, _) = built.values()
+        others, loss = [program for other in others for program in other[:2]], elbo()
         images = 0.2 * IMAGES
 
         def evaluate():
@@ -171,10 +174,11 @@ class TestInstances:
     def test_a_copy_is_whole(self, system, networks):
         original = tiny_system(system, networks)
         duplicate = copy.deepcopy(original)
-        assert duplicate.final.guide.model is duplicate.final.model
-        if original.ordered:
-            assert duplicate.ordered.guide.orderless_guide is duplicate.orderless.guide
-        assert not {*duplicate.final.model.parameters()} & {*original.final.model.parameters()}
+        for name, (model, guide, _, reads) in duplicate.items():
+            assert guide.model is model
+            if reads:
+                assert guide.orderless_guide is duplicate[reads].guide
+            assert not {*model.parameters()} & {*original[name].model.parameters()}
 
     def test_it_survives_pickling(self, system, networks, pair):
         model, guide = pickle.loads(pickle.dumps(tuple(pair)))
@@ -198,7 +202,7 @@ class TestInstances:
 @all_networks
 @pytest.mark.parametrize("image_shape", [(1, 32, 32), (3, 48, 48)], ids=str)
 def test_sizes_follow_the_images(system, networks, image_shape):
-    pair = build_system(tiny_config(system, networks), image_shape).final
+    pair = Programs(*result(build(tiny_config(system, networks), image_shape))[:2])
     images = tiny_images(NUM_SCENES, image_shape)
     assert torch.isfinite(torch.tensor(TraceScene_ELBO().loss(*pair, images)))
     assert pair.model().shape == (1, 1, *image_shape)
@@ -207,15 +211,15 @@ def test_sizes_follow_the_images(system, networks, image_shape):
 @every_system
 def test_with_a_mixture_for_a_likelihood(system):
     built = tiny_system(system, likelihood="mixture")
-    objective = build_objective(tiny_config(system), built, IMAGE_SHAPE)
+    objective, pair = Objective(built), result(built)
     objective(IMAGES).loss.backward()
     assert all(parameter.grad is not None for parameter in objective.parameters())
     losses = []
     for elbo in (TraceScene_ELBO(), TraceMeanField_ELBO()):  # the mean and the sum over scenes
         torch.manual_seed(0)
-        losses.append(elbo.loss(*built.final, IMAGES))
+        losses.append(elbo.loss(pair.model, pair.guide, IMAGES))
     assert losses[1] == pytest.approx(NUM_SCENES * losses[0], rel=1e-4)
     with torch.inference_mode():
-        assert torch.isfinite(built.orderless.guide.infer(IMAGES).loc).all()
-    predictive = Predictive(poutine.uncondition(built.final.model), guide=built.final.guide, num_samples=2)
+        assert torch.isfinite(pair.guide.infer(IMAGES).loc).all()
+    predictive = Predictive(poutine.uncondition(pair.model), guide=pair.guide, num_samples=2)
     assert predictive(IMAGES)["x"].shape == (2, *X)

@@ -1,12 +1,20 @@
 """Every system, small enough to run in milliseconds."""
 
-from typing import get_args, get_type_hints
+from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 
-from experiments.config import Config, Geco, Model, Train
-from experiments.systems import System, build_objective, build_system
+from experiments.config import Config, Train
+from experiments.systems import build
+from experiments.systems.autoregressive import Autoregressive, SceneAutoregressive
+from experiments.systems.emorl import Emorl, EmorlInference
+from experiments.systems.genesis_v2 import GenesisV2, GenesisV2Inference
+from experiments.systems.lom import Lom, LomSchedule, SceneFreeNats
+from experiments.systems.options import Geco
 from pyro_lom.objective import Objective
+from pyro_lom.program import Guide, Model
+from pyro_lom.system import System, result
 
 LATENTS = {
     "lom-genesis-v2": {"s", "z"},
@@ -17,45 +25,71 @@ LATENTS = {
     "scene-autoregressive-emorl": {"s", "z_1", "z_2", "z_3"},
 }
 AUXILIARY = {system: "seed_scores" if system.endswith("genesis-v2") else "noise" for system in LATENTS}
-SYSTEMS = get_args(get_type_hints(Model)["system"])
+SYSTEMS = tuple(LATENTS)
 NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
 }
-PUBLISHED_DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
 IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2
 NUM_SLOTS = 3
 SLOT_DIM = 8
 SCENE_DIM = 12
 
+_ALONE = {"genesis-v2": GenesisV2, "emorl": Emorl}
+_OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive}
+_INFERENCE = {"genesis-v2": GenesisV2Inference, "emorl": EmorlInference}
+_DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
+
+
+class Programs(NamedTuple):
+    """A model and its guide, without the criterion that trains them."""
+
+    model: Model
+    guide: Guide
+
 
 def tiny_config(
     system: str = "lom-genesis-v2", networks: str = "published", *, rendered: int | None = None, **options
 ) -> Config:
-    model = dict(
+    """The configuration of a system; `options` are those of its class, such as `matching` of a LOM."""
+    base = next(name for name in _ALONE if system.endswith(name))
+    kind = _OVER[system.removesuffix(base)] if system != base else _ALONE[base]
+    inference = dict(encoder_width=8, free_nats_per_dim=0.0)
+    values = dict(
         num_slots=NUM_SLOTS,
         slot_dim=SLOT_DIM,
-        scene_dim=SCENE_DIM,
-        encoder_width=8,
-        decoder=next(decoder for name, decoder in PUBLISHED_DECODERS.items() if system.endswith(name)),
+        decoder=_DECODERS[base],
         decoder_width=8,
+        geco=Geco(initial=0.02),  # the KL of an untrained slot prior can be anything
+        scene_dim=SCENE_DIM,
         transformer_width=SLOT_DIM,
         num_encoder_blocks=2,
+        free_nats=SceneFreeNats(final_steps=2),
+        recurrence_width=4 * SLOT_DIM,
     )
-    geco = Geco(initial=0.02)  # the KL of an untrained slot prior can be anything
-    train = Train(steps=10, batch_size=NUM_SCENES, final_steps=2, ordered_rendered=rendered, geco=geco)
-    return Config("tiny", model=Model(system, **(model | NETWORKS[networks] | options)), train=train)
+    for name, value in NETWORKS[networks].items():
+        (inference if name == "encoder" else values)[name] = value
+    values |= inference if system == base else dict(orderless=_INFERENCE[base](**inference))
+    if rendered is not None:
+        values |= dict(schedule=LomSchedule(ordered_rendered=rendered))
+    own = {field.name for field in fields(kind)}
+    model = kind(**({name: value for name, value in values.items() if name in own} | options))
+    return Config("tiny", model=model, train=Train(steps=10, batch_size=NUM_SCENES))
 
 
 def tiny_system(system: str = "lom-genesis-v2", networks: str = "published", **options) -> System:
     torch.manual_seed(0)
-    return build_system(tiny_config(system, networks, **options), IMAGE_SHAPE)
+    return build(tiny_config(system, networks, **options), IMAGE_SHAPE)
 
 
-def tiny_objective(system: str = "lom-genesis-v2", networks: str = "published") -> Objective:
-    config = tiny_config(system, networks)
-    return build_objective(config, tiny_system(system, networks), IMAGE_SHAPE)
+def tiny_pair(system: str = "lom-genesis-v2", networks: str = "published", **options) -> Programs:
+    """The model and the guide that the system is about."""
+    return Programs(*result(tiny_system(system, networks, **options))[:2])
+
+
+def tiny_objective(system: str = "lom-genesis-v2", networks: str = "published", **options) -> Objective:
+    return Objective(tiny_system(system, networks, **options))
 
 
 def tiny_images(num_scenes: int = NUM_SCENES, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Scenes: images with optional labels and factors, on disk and in minibatches."""
+"""Data sets of scenes: images with optional labels and factors, stored on disk and read in minibatches."""

@@ -1,4 +1,4 @@
-"""Minibatches where a step wants them: on its device, and there before it asks."""
+"""Minibatches on the device of the training step, loaded before the step needs them."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,14 +17,11 @@ _BLOCK = 4096  # images copied to a GPU at once
 
 class Minibatch(NamedTuple):
     images: UInt8[Tensor, "B C H W"]  # channels last in memory
-    rows: Int[Tensor, "B"]  # where they stand in the data set
+    rows: Int[Tensor, "B"]  # of the data set
 
 
 def on_device(batches: Minibatches, device: torch.device) -> Callable[[int], Minibatch]:
-    """The minibatch of a step, on `device`; the CPU does not wait for the device.
-
-    Data that fit are kept on a GPU, others are read while a step runs.
-    """
+    """Return a function of the step that returns its minibatch on `device`; the CPU does not wait for the device."""
     if device.type != "cuda":
         return Loaded(batches)
     free, _ = torch.cuda.mem_get_info(device)
@@ -33,7 +30,7 @@ def on_device(batches: Minibatches, device: torch.device) -> Callable[[int], Min
 
 
 class Loaded:
-    """Read when asked for, for a CPU."""
+    """Minibatches for a CPU, read when they are needed."""
 
     def __init__(self, batches: Minibatches):
         self.batches = batches
@@ -43,7 +40,7 @@ class Loaded:
 
 
 class Resident:
-    """Images, uint8, are kept on the device, and gathered there."""
+    """Minibatches of images, uint8, that are all kept on the device."""
 
     def __init__(self, batches: Minibatches, device: torch.device):
         self.batches, self.device = batches, device
@@ -58,7 +55,7 @@ class Resident:
 
 
 class Prefetched:
-    """A thread reads the next minibatch into pinned memory while the device works on this one."""
+    """Minibatches that a thread reads into pinned memory while the device works on the previous one."""
 
     def __init__(self, batches: Minibatches, device: torch.device):
         self.batches, self.device = batches, device
@@ -85,5 +82,5 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the CPU does not wait for: out of pinned memory, in the order of the device's other work."""
+    """Return a copy on the device. It is made from pinned memory, so that the CPU does not wait for it."""
     return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

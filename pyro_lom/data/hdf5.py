@@ -1,8 +1,8 @@
-"""Scenes on disk: one HDF5 file, or a folder of images.
+"""Storage of scenes: reading and writing of HDF5 files, and reading of folders of images.
 
-An HDF5 file holds `images` uint8 (N, H, W, C), `labels` uint8 (N, H, W) and `factors/<name>` (N, max_objects). The
-arrays are contiguous, so that they are memory-mapped and a data set larger than memory trains at the speed of the disk;
-or compact, each image compressed by itself.
+An HDF5 file contains `images` uint8 (N, H, W, C), `labels` uint8 (N, H, W) and `factors/<name>` (N, max_objects).
+Contiguous arrays, the default, are memory-mapped: a data set larger than memory is read at the speed of the disk.
+In a compact file, each image is compressed separately.
 """
 
 import os
@@ -24,30 +24,30 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """Images of scenes and what is known about them; the arrays may be memory maps."""
+    """Images of scenes with optional labels and factors. The arrays may be memory maps."""
 
     images: UInt8[Array, "N H W C"]
-    """Pixels, 0..255, with 1 or 3 channels."""
+    """Pixels in 0..255, with 1 or 3 channels."""
     labels: UInt8[Array, "N H W"] | None
-    """Entity of each pixel: background entities are 0..num_background-1, objects come after them."""
+    """Label of each pixel: 0..num_background-1 are background entities, higher labels are objects."""
     factors: dict[str, Shaped[Array, "N max_objects"]]
-    """Properties of each object by name."""
+    """Properties of each object by name, 0 for absent objects. A property of the whole scene has one column."""
     num_background: int
-    """How many of the labels are background; 0 if there are no labels."""
+    """Number of background labels; 0 if there are no labels."""
     splits: dict[str, range]
-    """Scenes of each split, "train" and perhaps "validation" and "test"."""
+    """Rows of each split: "train", and optionally "validation" and "test"."""
     name: str
     version: int
     """Version of the data set called `name`; 0 if unknown."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), as the models see an image."""
+        """Shape (C, H, W) of an image as the models take it."""
         _, height, width, channels = self.images.shape
         return channels, height, width
 
     def split(self, name: str, at_most: int | None = None) -> "Scenes":
-        """The scenes of one split, or its first `at_most`, as views.
+        """Return the scenes of one split, or its first `at_most` scenes, as views.
 
         Raises:
             UserError: there is no split of that name.
@@ -65,17 +65,16 @@ class Scenes:
 
 
 def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, compact: bool = False) -> None:
-    """Write `scenes` to an HDF5 file, all of it or nothing.
+    """Write `scenes` to an HDF5 file. If this fails, no partial file is left.
 
     Args:
-        path: the file, replaced if it exists; its folder is made if need be.
-        scenes: what to write.
-        source: where the scenes come from, in words.
-        seed: seed they were made with.
-        compact: compress each image by itself (lzf): about half the size, read at a tenth of the speed.
+        path: the file. An existing file is replaced, and a missing folder is created.
+        source: description of the scenes' origin.
+        seed: seed that the scenes were made with.
+        compact: compress each image separately (lzf). The file has about half the size; reading is ten times slower.
 
     Raises:
-        UserError: the disk is full, or the file may not be written.
+        UserError: the disk is full, or the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -86,22 +85,22 @@ def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, co
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # h5py tells a write that fails on closing as a RuntimeError
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if closing the file fails
         raise UserError(f"cannot write {path}: {reason_of(error)}; make room or name another file") from error
 
 
 def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes:
-    """Open an HDF5 file of scenes, memory-mapped, or read a folder of images.
+    """Open an HDF5 file of scenes, memory-mapped if it is not compact, or read a folder of images into memory.
 
-    A file of another origin needs only `images`. Without split attributes the last tenth (1 to 1000 scenes) is "test"
-    and the rest "train".
+    An HDF5 file must contain `images`. A file with `labels` must have the attribute `num_background`. Without split
+    attributes, `last_tenth_for_testing` defines the splits.
 
     Args:
         path: the file or folder.
-        size: (height, width) that images of a folder are made to have; an HDF5 file is never resized.
+        size: (height, width). Images of a folder are cropped and resized to it; an HDF5 file must have it.
 
     Raises:
-        UserError: the file is missing or damaged, or does not hold scenes in this layout.
+        UserError: the file is missing or damaged, has another layout, or contains images of another size.
     """
     path = Path(path)
     if path.is_dir():
@@ -113,11 +112,9 @@ def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes
             scenes = _scenes_in(file, path)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: permission denied; ask its owner or name another file") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises each of them on damage
-        raise UserError(
-            f"cannot read {path}: not an HDF5 file, or truncated or damaged ({reason_of(error)}); make or fetch it "
-            "again"
-        ) from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises any of these on damage
+        problem = f"not an HDF5 file, or truncated or damaged ({reason_of(error)})"
+        raise UserError(f"cannot read {path}: {problem}; make or fetch it again") from error
     if size is not None and size != scenes.images.shape[1:3]:
         raise UserError(
             f"images in {path} are {size_text(scenes.images.shape[1:3])}, not {size_text(size)} (height x width): "
@@ -127,15 +124,14 @@ def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes
 
 
 def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scenes:
-    """Read every PNG and JPEG in a folder into memory as RGB, in order of file name.
+    """Read all PNG and JPEG files of a folder, without its subfolders, into memory as RGB, sorted by file name.
 
     Args:
-        folder: the folder; folders inside it are not searched.
-        size: (height, width). Images are cropped about their centre to its aspect and resized bilinearly.
-            `None` keeps them as they are, which needs all of one size.
+        size: (height, width). Images are cropped about the centre to its aspect ratio and resized
+            bilinearly. With None, images are not changed and must all have the same size.
 
     Raises:
-        UserError: there are no images, one is unreadable, or sizes differ and no `size` is given.
+        UserError: there are no images, an image is unreadable, or `size` is None and sizes differ.
     """
     folder = Path(folder)
     paths = image_paths(folder)
@@ -154,7 +150,7 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
 
 
 def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
-    """Splits where none are named: the last tenth, 1 to 1000 scenes, is "test", the rest "train"."""
+    """Return default splits: the last tenth (1 to 1000 scenes) is "test", the rest "train"; one scene is "train"."""
     if num_scenes == 1:
         return {"train": range(1)}
     num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
@@ -184,21 +180,14 @@ def _write_file(path: Path, scenes: Scenes, source: str, seed: int, compact: boo
 def _scenes_in(file: h5py.File, path: Path) -> Scenes:
     attributes = file.attrs
     is_ours = attributes.get("format") == FORMAT
-    if is_ours and attributes["format_version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {attributes['format_version']}, newer than {FORMAT_VERSION}: update pyro_lom"
-        )
+    if is_ours and (found := attributes["format_version"]) > FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {found}, newer than {FORMAT_VERSION}: update pyro_lom")
     images = _images_in(file, path)
-    labels = _labels_in(file, path, images.shape[:3])
-    return Scenes(
-        images=images,
-        labels=labels,
-        factors=_factors_in(file, path, len(images)),
-        num_background=0 if labels is None else _num_background_in(attributes, path),
-        splits=_splits_in(attributes, path, len(images)),
-        name=str(attributes["name"]) if is_ours else path.stem,
-        version=int(attributes["version"]) if is_ours else 0,
-    )
+    labels, factors = _labels_in(file, path, images.shape[:3]), _factors_in(file, path, len(images))
+    num_background = 0 if labels is None else _num_background_in(attributes, path)
+    splits = _splits_in(attributes, path, len(images))
+    name, version = (str(attributes["name"]), int(attributes["version"])) if is_ours else (path.stem, 0)
+    return Scenes(images, labels, factors, num_background, splits, name, version)
 
 
 def _images_in(file: h5py.File, path: Path) -> Array:
@@ -246,7 +235,7 @@ def _factors_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, Array
 
 
 def _num_background_in(attributes: h5py.AttributeManager, path: Path) -> int:
-    # A default would decide in silence whether ARI counts the background.
+    # No default: it would decide silently whether ARI counts the background.
     if "num_background" not in attributes:
         raise UserError(
             f"{path} has labels but no attribute num_background: set it to how many labels, from 0 up, are background"
@@ -259,9 +248,8 @@ def _num_background_in(attributes: h5py.AttributeManager, path: Path) -> int:
 
 def _splits_in(attributes: h5py.AttributeManager, path: Path, num_scenes: int) -> dict[str, range]:
     splits = {}
-    for key in map(str, attributes):  # h5py gives names that are not UTF-8 as bytes
-        if not key.startswith("split_"):
-            continue
+    names = map(str, attributes)  # h5py returns names that are not UTF-8 as bytes
+    for key in (name for name in names if name.startswith("split_")):
         bounds = np.asarray(attributes[key])
         is_pair = bounds.shape == (2,) and np.issubdtype(bounds.dtype, np.integer)
         if not is_pair or not 0 <= bounds[0] <= bounds[1] <= num_scenes:

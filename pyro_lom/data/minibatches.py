@@ -1,4 +1,4 @@
-"""Minibatches that depend on the seed and the step alone, so that a resumed run sees what it would have seen."""
+"""Minibatches that depend only on seed and step, so that a resumed run receives the same minibatches."""
 
 import numpy as np
 import torch
@@ -10,21 +10,21 @@ from pyro_lom.errors import UserError
 
 
 class Minibatches:
-    """`minibatches(step)` is one process's share of the images of one training step.
+    """`minibatches(step)` returns the images that one process uses in one training step.
 
-    Each epoch is a permutation drawn from (seed, epoch), dealt out in steps of `batch_size * world_size` images; what
-    is left over at its end is dropped. Together the processes see the images that one process with the whole batch
-    would.
+    Each epoch is a permutation of the images, drawn from (seed, epoch). It is divided into steps of
+    `batch_size * world_size` images; the remainder is dropped. In each step, all processes together use the same images
+    as a single process with a batch of that size.
 
     Args:
         images: uint8 (N, H, W, C), in memory or on disk.
-        batch_size: images per process and step.
-        seed: not negative.
-        rank: which of the processes this is.
+        batch_size: number of images per process and step.
+        seed: seed of the permutations, not negative.
+        rank: index of this process.
         world_size: number of processes.
 
     Raises:
-        UserError: there are fewer images than one step needs.
+        UserError: there are fewer than `batch_size * world_size` images.
     """
 
     def __init__(self, images: UInt8[Array, "N H W C"], batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -43,7 +43,7 @@ class Minibatches:
         self._epoch = -1
 
     def indices(self, step: int) -> Int[np.ndarray, "B"]:
-        """Rows of `images` that this process sees at `step`."""
+        """Return the rows of `images` that this process uses at `step`."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._permutation = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
@@ -52,15 +52,15 @@ class Minibatches:
         return self._permutation[start : start + self.batch_size]
 
     def __call__(self, step: int) -> UInt8[Tensor, "B C H W"]:
-        """Images of `step`, on the CPU, with their channels last in memory: to reorder them is work for the device."""
+        """Return the images of `step` on the CPU. Channels stay last in memory; the device reorders them."""
         return torch.from_numpy(self.images[self.indices(step)]).permute(0, 3, 1, 2)
 
 
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """float32 in [0, 1], on the device of `images`."""
+    """Return `images` as float32 in [0, 1], on the same device."""
     return images.to(torch.float32) / 255
 
 
 def float_images(images: UInt8[Array, "N H W C"]) -> Float[Tensor, "N C H W"]:
-    """Stored images as models see them: in memory, channels first, float32 in [0, 1]."""
+    """Return stored images in the form that models take: in memory, channels first, float32 in [0, 1]."""
     return to_float(torch.from_numpy(np.array(images))).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Pictures in files: read without trust, cropped and resized."""
+"""Functions that read image files, which may be damaged, and that crop and resize the images."""
 
 import os
 import warnings
@@ -11,14 +11,14 @@ from PIL import Image
 from pyro_lom.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-LARGEST = 8192  # pixels on a side: what a camera makes, and no more memory than 200 MB
+LARGEST = 8192  # pixels per side; a square RGB image of this size takes 200 MB of memory
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, not of those inside it, in order of name.
+    """Return the paths of the PNG and JPEG files in a folder, sorted by name. Subfolders are not searched.
 
     Raises:
-        UserError: there are none, or the folder cannot be read.
+        UserError: the folder contains no images, or cannot be read.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -30,13 +30,13 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """An image in memory, as the file has it.
+    """Read an image file into memory, in the mode and size of the file.
 
     Raises:
-        UserError: there is no such file, it holds no image, or a damaged or a very large one.
+        UserError: the file is missing, is damaged, is not an image, or has more than 8192 pixels on a side.
     """
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block
             raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
@@ -50,22 +50,22 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """An image as RGB; with a `size`, (height, width), cropped about its centre to that aspect and resized.
+    """Read an image file as RGB and bring it to `size`, (height, width), by `fit` with bilinear interpolation.
 
     Raises:
-        UserError: as `read_picture`, or the image has more than 8 bits a channel.
+        UserError: `read_picture` fails, or the image has more than 8 bits per channel.
     """
     image = read_picture(path)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+    if image.mode.startswith(("I", "F")):  # Pillow would clip large values to white
         raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
     return np.asarray(fit(image.convert("RGB"), size, Image.Resampling.BILINEAR))
 
 
 def read_labels(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W"]:
-    """An image whose values, grey or palette indices, are labels, brought to `size` as `read_rgb` does.
+    """Read a file of labels, stored as grey values or palette indices, and bring it to `size` by nearest neighbours.
 
     Raises:
-        UserError: as `read_picture`, or the image is in colour or has more than 8 bits.
+        UserError: `read_picture` fails, or the image is in colour or has more than 8 bits.
     """
     image = read_picture(path)
     if image.mode not in ("1", "L", "P"):
@@ -75,7 +75,7 @@ def read_labels(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.nda
 
 
 def fit(image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resampling) -> Image.Image:
-    """The largest centred part of the aspect of `size`, (height, width), resized to it; None leaves all as it is."""
+    """Crop about the centre to the aspect ratio of `size`, (height, width), and resize; None changes nothing."""
     if size is None or size == (image.height, image.width):
         return image
     scale = min(image.height / size[0], image.width / size[1])
@@ -85,12 +85,12 @@ def fit(image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resa
 
 
 def size_text(size: tuple[int, ...]) -> str:
-    """(64, 96) as 64x96."""
+    """Format a size: (64, 96) becomes "64x96"."""
     return "x".join(str(length) for length in size)
 
 
 def reason_of(error: Exception) -> str:
-    """One line: h5py's own messages carry dumps of addresses and times."""
+    """Return the reason in one line: the text of `errno` if it is set, since h5py's messages contain addresses."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Arrays of an HDF5 file that stay on disk, and that a worker process opens for itself."""
+"""Arrays in HDF5 files that are read from disk on indexing. Each worker process opens the file itself."""
 
 import mmap
 import os
@@ -12,12 +12,12 @@ from jaxtyping import Shaped
 from pyro_lom.data.pictures import reason_of
 from pyro_lom.errors import UserError
 
-_IN_MEMORY = 1 << 30  # bytes up to which a compressed array is unpacked at once, and then as fast as any
-_MAX_CHUNK = 256 << 20  # bytes that HDF5 must unpack to reach one scene
+_IN_MEMORY = 1 << 30  # bytes; a chunked array up to this size is read into memory at once, for speed
+_MAX_CHUNK = 256 << 20  # bytes; HDF5 unpacks a whole chunk to read one scene
 
 
 class MemoryMap(np.memmap):
-    """A read-only memory map whose pickle is a file name and a position instead of the data."""
+    """A read-only memory map. Its pickle contains the file name and the position instead of the data."""
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
@@ -33,9 +33,9 @@ class MemoryMap(np.memmap):
 
 
 class ChunkedArray:
-    """The rows `rows` of a chunked, perhaps compressed, array: read when they are asked for.
+    """The rows `rows` of a chunked, possibly compressed, array. They are read from disk when they are indexed.
 
-    Indexing returns arrays in memory. Each process opens the file for itself, also after a fork.
+    Indexing returns arrays in memory. Each process opens the file itself, even after a fork.
     """
 
     def __init__(self, path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...], rows: range | None = None):
@@ -49,7 +49,7 @@ class ChunkedArray:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
-        """By row: an integer, a slice, or an array of integers or of booleans."""
+        """Read rows; `index` is an integer, a slice, or an array of integers or of booleans."""
         rows = np.arange(self.rows.start, self.rows.stop)[index]
         try:
             if rows.ndim == 0:
@@ -57,7 +57,7 @@ class ChunkedArray:
             if isinstance(index, slice) and len(rows) > 0 and index.step in (None, 1):
                 return self._dataset[int(rows[0]) : int(rows[-1]) + 1]
             found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-            for place, row in enumerate(rows):  # h5py's own indexing by arrays is many times slower
+            for place, row in enumerate(rows):  # indexing by arrays in h5py is many times slower
                 found[place] = self._dataset[int(row)]
         except (OSError, RuntimeError) as error:
             raise UserError(
@@ -72,7 +72,7 @@ class ChunkedArray:
         return self.__dict__ | {"_opened": None}
 
     def narrowed(self, rows: slice) -> "ChunkedArray":
-        """A view of some of the rows."""
+        """Return a view of some of the rows."""
         return ChunkedArray(self.path, self.name, self.dtype, self.shape, self.rows[rows])
 
     @property
@@ -86,10 +86,10 @@ Array = np.ndarray | ChunkedArray
 
 
 def stored_array(dataset: h5py.Dataset, path: Path) -> Array:
-    """A memory map where the array lies in one piece; else in memory if it is small, read by row if it is large.
+    """Return the dataset as an array: a memory map if contiguous, else in memory up to 1 GiB, else a `ChunkedArray`.
 
     Raises:
-        UserError: the array was never written, or is stored so that a single row takes too much memory.
+        UserError: the array was never written, or has chunks larger than 256 MiB.
     """
     offset, chunks = dataset.id.get_offset(), dataset.chunks
     if chunks is None and offset is None and dataset.size and not dataset.id.get_storage_size():

@@ -1,4 +1,4 @@
-"""The embedded data set: small scenes with a relation worth learning, made in seconds from one seed."""
+"""The built-in data set "towers": small scenes whose objects are related, generated in seconds from one seed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,32 +10,33 @@ from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.errors import UserError
 
 VERSION = 2
-SIZE = 32  # pixels a side; `make_towers` draws the same scenes at multiples of it
+SIZE = 32  # pixels per side; `make_towers` also supports multiples of it
 WALL, FLOOR = 0, 1
 NUM_BACKGROUND = 2
 MAX_BLOCKS = 5
 
 _TRAIN, _VALIDATION, _TEST = 8192, 1024, 2048
-_STACK_ROWS = 21  # rows that the tallest stack may take, of 32
-_MAX_HUE, _HUE_STEP = 130, 40  # degrees: red to green, and between blocks of different hues
+_STACK_ROWS = 21  # maximum height of a tower in 32 rows
+_FACTORS = ("present", "left", "top", "width", "height", "hue")
+_MAX_HUE, _HUE_STEP = 130, 40  # degrees: hues from red to green; minimum difference of unequal hues
 
 
 def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3, size: int = SIZE) -> Scenes:
-    """Draw `num_scenes` RGB scenes: one tower of 1 to `max_blocks` blocks stands on a floor before a wall.
+    """Draw `num_scenes` RGB scenes. Each scene contains one tower that stands on a floor in front of a wall.
 
-    Lengths are told for images of 32x32 pixels, and grow with `size`. Towers of k blocks are k times as common as
-    single blocks. A tower stands a little in front of the wall, 4 rows below the horizon. Its blocks are 7 rows high
-    (fewer where more than 3 must fit) and 8 to 12 pixels wide, touch, and shift sideways by at most 2 pixels from one
-    to the next; nothing floats.
-    Colour alone does not tell blocks apart: three times out of ten a block takes the hue of the block below it, every
-    block is shaded from light (top) to dark (bottom), and neither wall nor floor is of one flat colour. A hue of its
-    own lies at least 40 degrees from that of the block below, within red to green.
+    A tower has 1 to `max_blocks` blocks. The probability of k blocks is proportional to k. The following lengths are
+    for images of 32x32 pixels and scale with `size`. The tower's foot is 4 rows below the horizon. Blocks are 8 to 12
+    pixels wide and 7 rows high (5 if `max_blocks` is 4, and 4 if it is 5). They touch. The centre of a block is shifted
+    sideways from the centre of the block below by at most 2 pixels.
+    Blocks cannot be separated by colour alone. With probability 0.3, a block has the hue of the block below. Otherwise
+    its hue differs by at least 40 degrees. Hues lie between red and green. Every block is shaded from light (top) to
+    dark (bottom). The brightness of wall and floor also varies with the row.
 
-    Labels are 0 wall, 1 floor, 2.. blocks from the lowest up. Factors, one column per block and 0 where there is
-    none: `present`, `left`, `top`, `width`, `height` in pixels, and `hue` in degrees.
+    Label 0 is the wall and 1 the floor; the blocks have labels from 2, starting with the lowest. Factors have one
+    column per block, and 0 for absent blocks: `present`, `left`, `top`, `width`, `height` in pixels, `hue` in degrees.
 
     Raises:
-        UserError: `max_blocks` is not within 1..5, or `size` is no multiple of 32.
+        UserError: `max_blocks` is not within 1..5, or `size` is not a multiple of 32.
     """
     if not 1 <= max_blocks <= MAX_BLOCKS:
         raise UserError(f"towers can have 1 to {MAX_BLOCKS} blocks, not max_blocks={max_blocks}")
@@ -44,67 +45,53 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3, size: in
     rng = np.random.default_rng((VERSION, seed))
     n, unit = num_scenes, size // SIZE
 
-    def integers(low, high, size):  # both ends included
-        return rng.integers(low, high, size, endpoint=True)
+    def integers(low, high):  # includes both ends; one value per scene, to be broadcast over its pixels
+        return rng.integers(low, high, (n, 1, 1), endpoint=True)
 
     rows, columns = np.arange(size)[:, None], np.arange(size)[None, :]
 
-    # Background: a greyish wall that is lighter above, and a dark floor that is lighter in front.
-    horizon = integers(20 * unit, 24 * unit, n)
-    wall = rng.uniform(0.52, 0.85, (n, 1)) + rng.uniform(-0.08, 0.08, (n, 3))
-    floor = rng.uniform(0.10, 0.30, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
+    # The background is a greyish wall, lighter at the top, and a dark floor, lighter at the bottom.
+    horizon = integers(20 * unit, 24 * unit)
+    wall = rng.uniform(0.52, 0.85, (n, 1, 1, 1)) + rng.uniform(-0.08, 0.08, (n, 1, 1, 3))
+    floor = rng.uniform(0.10, 0.30, (n, 1, 1, 1)) + rng.uniform(-0.05, 0.05, (n, 1, 1, 3))
     down = (rows / (size - 1) - 0.5)[..., None]
-    wall_image = wall[:, None, None] - 0.16 * down
-    floor_image = floor[:, None, None] * (1 + 1.2 * down)
-    is_floor = rows >= horizon[:, None, None]
-    images = np.where(is_floor[..., None], floor_image, wall_image)
+    is_floor = rows >= horizon
+    images = np.where(is_floor[..., None], floor * (1 + 1.2 * down), wall - 0.16 * down)
     labels = np.where(is_floor, FLOOR, WALL).astype(np.uint8)
 
     # The tower.
     numbers = np.arange(1, max_blocks + 1)
-    num_blocks = rng.choice(numbers, n, p=numbers / numbers.sum())
+    num_blocks = rng.choice(numbers, (n, 1, 1), p=numbers / numbers.sum())
     height = min(7, _STACK_ROWS // max_blocks) * unit
     foot = horizon + 4 * unit  # first row below the tower
-    centre = integers(12 * unit, 20 * unit, n)
-    factors = {
-        name: np.zeros((n, max_blocks), np.float32) for name in ("present", "left", "top", "width", "height", "hue")
-    }
-    hue = rng.uniform(0, _MAX_HUE, n)
+    centre = integers(12 * unit, 20 * unit)
+    factors = {name: np.zeros((n, max_blocks), np.float32) for name in _FACTORS}
+    hue = rng.uniform(0, _MAX_HUE, (n, 1, 1))
     for k in range(max_blocks):
         present = k < num_blocks
-        width = integers(8 * unit, 12 * unit, n)
+        width = integers(8 * unit, 12 * unit)
         if k > 0:
-            centre = np.clip(centre + integers(-2 * unit, 2 * unit, n), 8 * unit, size - 8 * unit)
-            below = (hue - _HUE_STEP).clip(0)  # degrees that are left on either side
+            centre = np.clip(centre + integers(-2 * unit, 2 * unit), 8 * unit, size - 8 * unit)
+            below = (hue - _HUE_STEP).clip(0)  # length of the range of allowed hues on each side
             above = (_MAX_HUE - hue - _HUE_STEP).clip(0)
             place = rng.uniform(0, below + above)
             another = np.where(place < below, place, hue + _HUE_STEP + place - below)
-            hue = np.where(rng.random(n) < 0.3, hue, another)
+            hue = np.where(rng.random((n, 1, 1)) < 0.3, hue, another)
         left, top = centre - width // 2, foot - (k + 1) * height
-        inside_rows = (rows >= top[:, None, None]) & (rows < top[:, None, None] + height)
-        inside = inside_rows & (columns >= left[:, None, None]) & (columns < (left + width)[:, None, None])
-        inside &= present[:, None, None]
-        shade = 1 - 0.06 / unit * (rows - top[:, None, None])
-        colour = hsv_to_rgb(np.stack([hue / 360, np.full(n, 0.9), np.full(n, 0.95)], -1))
-        images = np.where(inside[..., None], colour[:, None, None] * shade[..., None], images)
+        inside = present & (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+        shade = 1 - 0.06 / unit * (rows - top)
+        colour = hsv_to_rgb(np.stack([hue / 360, np.full_like(hue, 0.9), np.full_like(hue, 0.95)], -1))
+        images = np.where(inside[..., None], colour * shade[..., None], images)
         labels = np.where(inside, NUM_BACKGROUND + k, labels).astype(np.uint8)
-        for name, values in dict(present=1, left=left, top=top, width=width, height=height, hue=hue).items():
-            factors[name][:, k] = present * values
+        for name, values in zip(_FACTORS, (1, left, top, width, height, hue), strict=True):
+            factors[name][:, k] = (present * values)[:, 0, 0]
 
     images = (images.clip(0, 1) * 255).round().astype(np.uint8)
-    return Scenes(
-        images=images,
-        labels=labels,
-        factors=factors,
-        num_background=NUM_BACKGROUND,
-        splits={"train": range(n)},
-        name="towers",
-        version=VERSION,
-    )
+    return Scenes(images, labels, factors, NUM_BACKGROUND, {"train": range(n)}, name="towers", version=VERSION)
 
 
 def ensure_towers(path: str | Path, size: int = SIZE) -> Scenes:
-    """The data set's own file, made (again) where it is missing, damaged, or of another version or size.
+    """Read the scenes in `path`. The file is generated if it is missing, damaged, or of another version or size.
 
     Raises:
         UserError: the file cannot be written.
@@ -116,11 +103,7 @@ def ensure_towers(path: str | Path, size: int = SIZE) -> Scenes:
             return scenes
     except UserError:
         pass
-    total = _TRAIN + _VALIDATION + _TEST
-    splits = {
-        "train": range(_TRAIN),
-        "validation": range(_TRAIN, _TRAIN + _VALIDATION),
-        "test": range(_TRAIN + _VALIDATION, total),
-    }
+    held_out, total = _TRAIN + _VALIDATION, _TRAIN + _VALIDATION + _TEST
+    splits = {"train": range(_TRAIN), "validation": range(_TRAIN, held_out), "test": range(held_out, total)}
     write_scenes(path, replace(make_towers(total, size=size), splits=splits), source="pyro_lom.data.towers", seed=0)
     return read_scenes(path)

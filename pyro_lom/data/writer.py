@@ -1,8 +1,8 @@
-"""Scenes that are made or read a block at a time: kept safe as they come, and put into one HDF5 file at the end.
+"""A writer that stores scenes block by block, resumes after interruptions, and creates one HDF5 file at the end.
 
-HDF5 cannot append to contiguous arrays, and a process that is killed while it has such a file open may leave it
-unreadable. Blocks therefore go to plain files in a hidden folder beside the file to be, with a journal of how many
-scenes are complete. The file itself appears when all of it is there.
+HDF5 cannot append to contiguous arrays. If a process is killed while it has an HDF5 file open, the file may become
+unreadable. Blocks are therefore written to plain files in a hidden folder next to the final file. A journal in that
+folder stores the number of complete scenes. The HDF5 file is created after the last block.
 """
 
 import fcntl
@@ -10,35 +10,56 @@ import json
 import math
 import os
 import shutil
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from pyro_lom.data.hdf5 import Scenes, write_scenes
 from pyro_lom.errors import UserError
-from pyro_lom.runs import replacing
+from pyro_lom.files import replacing
 
 
-class SceneWriter:
-    """Appends blocks of scenes; resumes after an interruption; `finish` makes the file.
+class Scene(NamedTuple):
+    """One of the scenes that `Scenes` contains."""
+
+    image: UInt8[np.ndarray, "H W C"]
+    labels: UInt8[np.ndarray, "H W"] | None
+    factors: dict[str, Shaped[np.ndarray, "max_objects"]]
+
+
+Stacked = tuple[
+    UInt8[np.ndarray, "n H W C"], UInt8[np.ndarray, "n H W"] | None, dict[str, Shaped[np.ndarray, "n max_objects"]]
+]
+
+
+def stacked(scenes: Iterable[Scene]) -> Stacked:
+    """Return the images, the labels and the factors of several scenes, as `SceneWriter.append` takes them."""
+    images, labels, factors = zip(*scenes, strict=True)
+    stacked_labels = None if labels[0] is None else np.stack(labels)
+    return np.stack(images), stacked_labels, {k: np.stack([values[k] for values in factors]) for k in factors[0]}
+
+
+class SceneWriter(AbstractContextManager):
+    """Appends blocks of scenes, resumes after an interruption, and creates the HDF5 file in `finish`.
 
         with SceneWriter(path, made_by={"command": "render", "seed": 0}) as writer:
             for first in range(writer.num_scenes, total, 100):
                 writer.append(*make(first, 100))
             writer.finish(name="rooms", ...)
 
-    A UserError that passes through, as of a damaged source, leaves nothing behind. Any other interruption, a full disk
-    included, keeps what is complete for the next writer of the same `path` and `made_by`.
+    If the `with` block raises a UserError, for example because a source is damaged, the stored scenes are deleted.
+    After a full disk or any other interruption, the next writer with the same `path` and `made_by` continues.
 
     Args:
-        path: the HDF5 file to be.
-        made_by: what determines the scenes, such as sources, options and seed, as JSON knows it.
+        path: the HDF5 file to create.
+        made_by: the sources, options, seed, ... that determine the scenes; it must be serialisable as JSON.
 
     Raises:
-        UserError: `path` exists, is being written by another process, or was begun with another `made_by`.
+        UserError: `path` exists, another process is writing it, or it was begun with another `made_by`.
     """
 
     def __init__(self, path: str | Path, made_by: dict[str, Any]):
@@ -46,7 +67,7 @@ class SceneWriter:
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         if self.path.exists() or self.path.is_symlink():
             raise UserError(f"{self.path} exists already: remove it or name another file")
-        self._disk_failed = False
+        self._keeps = False  # whether the scenes stay after a UserError
         self._journal = {"made_by": made_by, "num_scenes": 0, "place": None, "arrays": {}}
         with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,12 +80,12 @@ class SceneWriter:
 
     @property
     def num_scenes(self) -> int:
-        """Scenes that are safely on disk."""
+        """Number of scenes that are stored on disk."""
         return self._journal["num_scenes"]
 
     @property
     def place(self) -> Any:
-        """What the last `append` gave as `place`; None before the first."""
+        """The argument `place` of the last `append`; None before the first."""
         return self._journal["place"]
 
     def append(
@@ -74,11 +95,11 @@ class SceneWriter:
         factors: dict[str, Shaped[np.ndarray, "n max_objects"]],
         place: Any = None,
     ) -> None:
-        """Add a block; once this returns it survives even a kill.
+        """Append a block. After this method returns, the block is on disk and survives a kill of the process.
 
         Args:
-            images, labels, factors: as in `Scenes`, of the same types and sizes in every block.
-            place: where to go on after this block, as JSON knows it.
+            images, labels, factors: as in `Scenes`; types and sizes must be the same in all blocks.
+            place: position in the source after this block; it must be serialisable as JSON.
 
         Raises:
             UserError: the disk is full.
@@ -94,12 +115,8 @@ class SceneWriter:
                     file.write(np.ascontiguousarray(values).data)
                     file.flush()
                     os.fsync(file.fileno())
-            journal = self._journal | {
-                "num_scenes": self.num_scenes + len(images),
-                "place": place,
-                "arrays": kinds,
-            }
-            self._write(journal)
+            num_scenes = self.num_scenes + len(images)
+            self._write(self._journal | {"num_scenes": num_scenes, "place": place, "arrays": kinds})
 
     def finish(
         self,
@@ -112,10 +129,10 @@ class SceneWriter:
         seed: int,
         compact: bool = False,
     ) -> None:
-        """Write the file and remove the folder; see `Scenes` and `write_scenes` for the arguments.
+        """Write the HDF5 file and remove the folder; see `Scenes` and `write_scenes` for the arguments.
 
         Raises:
-            UserError: the disk is full; what was appended is kept.
+            UserError: the disk is full. The appended scenes are kept.
         """
         arrays = {
             array: np.memmap(self.folder / array, dtype, mode="r", shape=(self.num_scenes, *shape))
@@ -124,19 +141,13 @@ class SceneWriter:
         images, labels = arrays.pop("images"), arrays.pop("labels", None)
         factors = {array.removeprefix("factors."): values for array, values in arrays.items()}
         scenes = Scenes(images, labels, factors, num_background, splits, name, version)
-        try:
-            write_scenes(self.path, scenes, source=source, seed=seed, compact=compact)
-        except UserError:
-            self._disk_failed = True
-            raise
+        self._keeps = True  # only the disk can fail from here on
+        write_scenes(self.path, scenes, source=source, seed=seed, compact=compact)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> "SceneWriter":
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._lock.close()
-        if isinstance(error, UserError) and not self._disk_failed:
+        if isinstance(error, UserError) and not self._keeps:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _resume(self, made_by: dict[str, Any]) -> None:
@@ -160,7 +171,7 @@ class SceneWriter:
                 f"{', '.join(differing)}: repeat that command to finish it, or remove the folder"
             )
         self._journal = begun
-        for name, (dtype, shape) in begun["arrays"].items():  # what a killed append left behind goes
+        for name, (dtype, shape) in begun["arrays"].items():  # removes the rest of an interrupted `append`
             size = begun["num_scenes"] * np.dtype(dtype).itemsize * math.prod(shape)
             if (self.folder / name).stat().st_size < size:
                 raise UserError(f"{self.folder / name} is shorter than its journal says: remove {self.folder}")
@@ -173,10 +184,10 @@ class SceneWriter:
 
     @contextmanager
     def _told(self):
-        """Turns a full disk or a forbidden path into one line that names the file."""
+        """Convert an error of writing, such as a full disk, into a UserError that names the file."""
         try:
             yield
         except OSError as error:
-            self._disk_failed = True
+            self._keeps = True
             reason = error.strerror or error
             raise UserError(f"cannot write {self.path}: {reason}; make room or name another file") from error

@@ -1,1 +1,1 @@
-"""How good segmentations and samples are."""
+"""Metrics for segmentations, slots, samples and likelihoods."""

@@ -1,4 +1,4 @@
-"""Do slots bind to things in the image? Three signs that need no labels."""
+"""Three statistics, computed without labels, that show whether slots bind to objects."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from pyro_lom.metrics.ari import adjusted_rand_index
 
 
 class Binding(NamedTuple):
-    """What masks tell about slots, from segmentations by the largest mask; means over scenes."""
+    """Statistics, averaged over scenes, of the segments in which one slot has the largest mask."""
 
     largest: float
-    """Share of the pixels that the largest segment of a scene takes, in (0, 1]: 1 where one slot takes everything."""
+    """Share of the pixels in the largest segment of a scene, in (0, 1]: 1 if one slot takes the whole image."""
     stability: float
-    """ARI over all pixels of two inferences of one scene, at most 1: low where chance, not the scene, cuts it."""
+    """ARI over all pixels between two inferences of one scene, at most 1: low if the noise determines the segments."""
     sameness: float
-    """ARI over all pixels of one scene and the next: 1 where slots cut every scene alike, whatever it shows."""
+    """ARI over all pixels between one scene and the next: 1 if all scenes have the same segments."""
 
     def complaint(self) -> str | None:
-        """What is wrong, in a few words; None while slots seem to bind."""
+        """Return a short description of a failure to bind, or None if no statistic shows one."""
         if self.largest > 0.97:
             return f"one slot takes everything ({self.largest:.0%} of the pixels)"
         if self.sameness > 0.9:
@@ -30,7 +30,7 @@ class Binding(NamedTuple):
 
 
 def binding(first: Float[Tensor, "B K 1 H W"], second: Float[Tensor, "B K 1 H W"]) -> Binding:
-    """The signs of binding, from the log masks of two inferences of the same scenes with fresh noise."""
+    """Compute the statistics from the log masks of two inferences of the same scenes with independent noise."""
     segments, again = (log_masks.argmax(-4).squeeze(-3) for log_masks in (first, second))
     sizes = (segments.unsqueeze(1) == segments.flatten(1).mode(-1).values[:, None, None, None]).float()
     return Binding(

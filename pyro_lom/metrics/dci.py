@@ -1,16 +1,16 @@
 """Disentanglement, completeness and informativeness of slots (Eastwood and Williams, 2018).
 
-Each slot that draws an object is a code c, that object's properties are factors z. A gradient boosting model per factor
-predicts z_j from c on one half of the objects; R_ij is the importance of code dimension i to it. Then
+A slot that draws an object is a code c. The properties of the object are factors z. For each factor, a gradient
+boosting model is fitted on one half of the objects to predict z_j from c. R_ij is the importance of c_i for z_j:
 
     disentanglement = sum_i rho_i (1 - H_M(R_i. / sum_j R_ij)),   rho_i = sum_j R_ij / sum R     over M factors
     completeness    = mean_j (1 - H_D(R_.j / sum_i R_ij))                                          over D dimensions
 
-with entropies H to the base of the number of outcomes, and informativeness is the mean over factors of the score on the
-other half of the objects: accuracy for a factor of integers, R^2 (at least 0) for one of real numbers.
+H_M and H_D are entropies to the bases M and D. Informativeness is the mean over factors of the score on the other half
+of the objects: accuracy for a factor of integers, R^2 (at least 0) for a factor of real numbers.
 
-The script behind the paper's Table 3 differs twice, so its numbers cannot be compared with these: it fits every factor
-with the kind of model that suits the first one, and it scores real numbers by exact equality, which never holds.
+The numbers in the paper's Table 3 cannot be compared with these. The script that computed them fits every factor with
+the kind of model that suits the first factor, and it scores real numbers by exact equality, which never holds.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from torch import Tensor
 
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.iou import pairwise_iou
 
-MIN_IOU = 0.1  # a slot that overlaps less with an object does not draw it
+MIN_IOU = 0.1  # a slot with a smaller IoU with an object does not draw it
 MIN_OBJECTS = 20
 
 
 class DCI(NamedTuple):
-    """Each in [0, 1], 1 is best. Disentanglement is nan with one factor, completeness with one dimension.
+    """The three scores, each in [0, 1]; 1 is best.
 
-    Both are 0 where no dimension tells anything about any factor.
+    Disentanglement is nan with one factor, completeness with one dimension. Otherwise both are 0 if R is 0.
     """
 
     disentanglement: float
@@ -47,10 +48,10 @@ def match_objects(
     *,
     num_background: int,
 ) -> tuple[Float[np.ndarray, "N Dz"], dict[str, Shaped[np.ndarray, "N"]]]:
-    """Codes and factors of all objects that a slot draws: one-to-one by the largest IoU of `segments` with `labels`.
+    """Return the codes and factors of all objects that a slot draws.
 
-    `segments` has the index of a pixel's slot; column j of a factor belongs to label `num_background + j`.
-    Objects without such a column are left out.
+    Slots and objects are matched one-to-one with the largest total IoU. `segments` contains the slot index of each
+    pixel. Column j of a factor belongs to label `num_background + j`. Objects without a column are left out.
     """
     max_objects = min(values.shape[1] for values in factors.values())
     iou = pairwise_iou(segments, labels)[:, :, num_background : num_background + max_objects].cpu().numpy()
@@ -65,10 +66,19 @@ def match_objects(
     return codes, {name: values[scenes, objects] for name, values in factors.items()}
 
 
-def dci(codes: Float[np.ndarray, "N D"], factors: dict[str, Shaped[np.ndarray, "N"]], *, seed: int = 0) -> DCI:
-    """The three scores of N codes; factors that never vary are left out.
+def in_order_of_attributes(
+    factors: dict[str, Shaped[np.ndarray, "B max_objects"]],
+) -> dict[str, Shaped[np.ndarray, "B"]]:
+    """Return the factors of a whole scene: `NAME_j` for object j, with each scene's objects sorted by their factors."""
+    order = np.lexsort([values for values in reversed(factors.values())], axis=1)
+    placed = {name: np.take_along_axis(values, order, axis=1) for name, values in factors.items()}
+    return {f"{name}_{j}": values[:, j] for name, values in placed.items() for j in range(values.shape[1])}
 
-    Factors of integers or truth values are classes, all others are numbers.
+
+def dci(codes: Float[np.ndarray, "N D"], factors: dict[str, Shaped[np.ndarray, "N"]], *, seed: int = 0) -> DCI:
+    """Compute the three scores of N codes.
+
+    Factors of integers or booleans are classified, all others regressed. Factors that do not vary are left out.
 
     Raises:
         UserError: there are fewer than 20 objects, a factor is NaN or infinite, or no factor varies.
@@ -90,20 +100,17 @@ def dci(codes: Float[np.ndarray, "N D"], factors: dict[str, Shaped[np.ndarray, "
         scores.append(max(predictor.score(codes[test], values[test]), 0.0))
     if not scores:
         raise UserError("DCI needs a factor that differs between objects: the data have none")
-    disentanglement, completeness = _structure(np.stack(importance, axis=1))
-    return DCI(disentanglement, completeness, float(np.mean(scores)))
+    return DCI(*_structure(np.stack(importance, axis=1)), float(np.mean(scores)))
 
 
 def _structure(importance: Float[np.ndarray, "D M"]) -> tuple[float, float]:
-    """Disentanglement and completeness of a table of importances, code dimensions by factors."""
+    """Disentanglement and completeness from the table R of importances."""
     weights = importance.sum(1) / max(importance.sum(), np.finfo(float).tiny)
     return float(weights @ _concentration(importance)), float(_concentration(importance.T).mean())
 
 
 def _concentration(rows: Float[np.ndarray, "R C"]) -> Float[np.ndarray, "R"]:
-    """One less the entropy of each row, to the base of its length; 0 for a row of zeros, nan for rows of length one."""
+    """1 - entropy of each row, to the base of the row's length; 0 for a row of zeros, nan for rows of length one."""
     if rows.shape[1] == 1:
         return np.full(len(rows), np.nan)
-    share = rows / np.maximum(rows.sum(1, keepdims=True), np.finfo(float).tiny)
-    entropy = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(1) / np.log(rows.shape[1])
-    return np.where(rows.sum(1) > 0, 1 - entropy, 0.0)
+    return 1 - entropy(rows + np.finfo(float).tiny, base=rows.shape[1], axis=1)  # a row of zeros is a uniform one

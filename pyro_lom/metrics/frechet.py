@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of images, as seen by an extractor of features."""
+"""Frechet distance between the features of two sets of images."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from pyro_lom.errors import UserError
 
 Extractor = Callable[[Float[Tensor, "N C H W"]], Float[Tensor, "N D"]]
-"""From images in [0, 1] to features."""
+"""A function from images in [0, 1] to features."""
 
 
 class GaussianMoments:
-    """Mean and covariance of feature vectors that arrive in batches; float64, on the CPU."""
+    """Running mean and covariance of feature vectors, in float64 on the CPU."""
 
     def __init__(self, num_features: int):
         self.count = 0
@@ -22,7 +22,7 @@ class GaussianMoments:
         self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
 
     def update(self, features: Float[Tensor, "N D"]) -> None:
-        """Count in N more vectors (Chan, Golub and LeVeque's pairwise update)."""
+        """Add N vectors, by the pairwise update of Chan, Golub and LeVeque."""
         features = features.detach().cpu().double()
         if len(features) == 0:
             return
@@ -36,10 +36,10 @@ class GaussianMoments:
 
     @property
     def covariance(self) -> Float[Tensor, "D D"]:
-        """Unbiased: divided by the count less one.
+        """The unbiased covariance, with the divisor count - 1.
 
         Raises:
-            UserError: fewer than two vectors were counted.
+            UserError: fewer than two vectors were added.
         """
         if self.count < 2:
             raise UserError(f"a covariance needs 2 or more feature vectors, not {self.count}: use more images")
@@ -47,10 +47,9 @@ class GaussianMoments:
 
 
 def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -> GaussianMoments:
-    """Mean and covariance of the features of one or more batches of images, of which one at a time is kept."""
+    """Compute the mean and covariance of the features of one or more batches; only one batch is in memory at a time."""
     result = None
-    for batch in batches:
-        features = extractor(batch)
+    for features in map(extractor, batches):
         result = result or GaussianMoments(features.shape[1])
         result.update(features)
     return result
@@ -59,20 +58,20 @@ def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -
 def frechet_distance(a: GaussianMoments, b: GaussianMoments) -> float:
     """||mean_a - mean_b||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), in squared units of the features.
 
-    It is biased upwards by small sets: compare only values from equal numbers of images and the same extractor.
+    Small sets bias it upwards. Values can be compared only for equal numbers of images and the same extractor.
 
     Raises:
-        UserError: either side counted fewer than two vectors.
+        UserError: `a` or `b` has fewer than two vectors.
     """
     root_a, root_b = _square_root(a.covariance), _square_root(b.covariance)
-    # The trace of that root is the sum of the singular values of A^1/2 B^1/2. Unlike its eigenvalues these are not
-    # squared and rooted again, so directions without variance add 1e-16 each rather than 1e-8.
+    # tr((A^1/2 B A^1/2)^1/2) is the sum of the singular values of A^1/2 B^1/2. Roots of eigenvalues of A^1/2 B A^1/2
+    # would turn a rounding error of 1e-16 into 1e-8 in each direction without variance.
     cross = torch.linalg.svdvals(root_a @ root_b).sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(distance.item(), 0.0)
 
 
 def _square_root(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
-    values, vectors = np.linalg.eigh(covariance.numpy())  # ten times as fast as torch's at 2048 features
+    values, vectors = np.linalg.eigh(covariance.numpy())  # ten times as fast as torch.linalg.eigh at 2048 features
     values = values.clip(min=0)  # rounding makes zero eigenvalues slightly negative
     return torch.from_numpy((vectors * np.sqrt(values)) @ vectors.T)

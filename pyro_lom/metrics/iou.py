@@ -1,35 +1,36 @@
-"""Intersection over union between segmentations: the mean over matched entities, and how well objects are covered."""
+"""Intersection over union (IoU) between segmentations: pairwise IoU, mean IoU and segmentation covering."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
-from scipy.optimize import linear_sum_assignment
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 
 class Covering(NamedTuple):
-    """Segmentation covering of each scene, in [0, 1]; nan where a scene has no object."""
+    """Segmentation covering of each scene, in [0, 1]; nan for a scene without objects."""
 
-    by_area: Float[Tensor, "B"]  # SC: objects weigh as many pixels as they have
-    by_object: Float[Tensor, "B"]  # mSC: objects weigh the same
+    by_area: Float[Tensor, "B"]  # SC: the weight of an object is its number of pixels
+    by_object: Float[Tensor, "B"]  # mSC: all objects have equal weight
 
 
 def pairwise_iou(predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"]) -> Float[Tensor, "B P T"]:
-    """Intersection over union of every predicted segment with every entity, in float64; labels count from 0.
+    """Intersection over union of every predicted segment with every entity, in float64.
 
-    0 where either is not in the scene.
+    Labels count from 0. The IoU is 0 if a segment or an entity does not occur in the scene.
     """
-    shared = _shared_pixels(predicted, target)
+    shared = shared_pixels(predicted, target)
     union = shared.sum(1, keepdim=True) + shared.sum(2, keepdim=True) - shared
     return shared / union.clamp(min=1)
 
 
 def mean_iou(predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"]) -> Float[Tensor, "B"]:
-    """Mean IoU over a scene's entities, background included, each matched to a segment of its own; in [0, 1].
+    """Mean IoU, in [0, 1], over the entities of each scene, including the background.
 
-    The matching is the one-to-one assignment of the largest sum; an entity that is left without a segment counts as 0.
+    Entities are matched one-to-one with segments so that the sum of IoUs is largest. An unmatched entity counts as 0.
     """
+    from scipy.optimize import linear_sum_assignment  # 30 MB that training does without
+
     iou = pairwise_iou(predicted, target)
     num_entities = (iou > 0).any(1).sum(-1)
     matched = [table[linear_sum_assignment(table, maximize=True)].sum() for table in iou.cpu().numpy()]
@@ -39,20 +40,22 @@ def mean_iou(predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W
 def segmentation_covering(
     predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"], *, num_background: int
 ) -> Covering:
-    """The best IoU that any segment reaches with each object, averaged over the objects of a scene.
+    """The largest IoU of each object with any segment, averaged over the objects of each scene.
 
-    Objects are the labels from `num_background` up; several may be covered by the same segment. Unions count every
-    pixel of a segment, also those on the background, as Engelcke et al. (2021) do.
+    Objects are the labels from `num_background` up. One segment may be the best for several objects. A union counts
+    all pixels of the segment, including pixels on the background, as in Engelcke et al. (2021).
     """
-    sizes = _shared_pixels(predicted, target).sum(1)[:, num_background:]
+    sizes = shared_pixels(predicted, target).sum(1)[:, num_background:]
     best = pairwise_iou(predicted, target).amax(1)[:, num_background:]
     return Covering((best * sizes).sum(-1) / sizes.sum(-1), best.sum(-1) / (sizes > 0).sum(-1))
 
 
-def _shared_pixels(predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"]) -> Float[Tensor, "B P T"]:
-    predicted, target = predicted.flatten(1).long(), target.flatten(1).long()
+def shared_pixels(
+    predicted: Integer[Tensor, "B H W"], target: Integer[Tensor, "B H W"], counted: Bool[Tensor, "B H W"] | None = None
+) -> Float[Tensor, "B P T"]:
+    """Number of pixels of each pair of a predicted and a target label, of all pixels or of those in `counted`."""
     num_predicted, num_target = int(predicted.max()) + 1, int(target.max()) + 1
-    tables = torch.zeros(len(predicted), num_predicted * num_target, dtype=torch.float64, device=predicted.device)
-    ones = torch.ones_like(predicted, dtype=torch.float64)
-    tables.scatter_add_(1, predicted * num_target + target, ones)
-    return tables.unflatten(1, (num_predicted, num_target))
+    pairs = (predicted.long() * num_target + target).flatten(1)
+    weights = torch.ones_like(pairs, dtype=torch.float64) if counted is None else counted.flatten(1).double()
+    tables = weights.new_zeros(len(pairs), num_predicted * num_target)
+    return tables.scatter_add_(1, pairs, weights).unflatten(1, (num_predicted, num_target))

@@ -13,9 +13,9 @@ from pyro_lom.elbo import TraceScene_ELBO
 def importance_weighted(model, guide, images: Float[Tensor, "B C H W"], num_samples: int = 64) -> Float[Tensor, "B"]:
     """log (1/S) sum_s p(x, z_s) / q(z_s | x) with z_s from the guide: a lower bound of log p(x), in nats per scene.
 
-    It grows with S towards log p(x), and with S = 1 is the ELBO with sampled KLs. An auxiliary site of the guide enters
-    as in the ELBO: not at all where it is uniform on (0, 1) or masked. A scene with a low value is one that the model
-    would hardly draw: an anomaly.
+    Its expectation grows with S towards log p(x). With S = 1 it is the ELBO with sampled KLs. Auxiliary sites of the
+    guide enter as in the ELBO, by log q: this is 0 if the site is uniform on (0, 1) or masked. A low value marks an
+    anomaly, a scene that is improbable under the model.
     """
     weights = torch.stack([log_weights(model, guide, images) for _ in range(num_samples)])
     return weights.logsumexp(0) - math.log(num_samples)
@@ -23,11 +23,11 @@ def importance_weighted(model, guide, images: Float[Tensor, "B C H W"], num_samp
 
 @torch.no_grad()
 def log_weights(model, guide, *args, **kwargs) -> Float[Tensor, "B"]:
-    """log p(x, z) / q(z | x) of one z from the guide for each scene, in nats; both programs get the arguments."""
+    """log p(x, z) / q(z | x) for one z from the guide per scene, in nats. The arguments go to both programs."""
     terms = TraceScene_ELBO(analytic_kl=False, num_kl_samples=1).terms(model, guide, *args, **kwargs)
     return sum(terms.log_likelihood.values()) - sum(terms.kl.values())
 
 
 def effective_sample_size(log_weights: Float[Tensor, "S *batch"]) -> Float[Tensor, "*batch"]:
-    """(sum_s w_s)^2 / sum_s w_s^2, between 1 and S: how many equally weighted samples these are worth."""
+    """(sum_s w_s)^2 / sum_s w_s^2, between 1 and S: the equivalent number of equally weighted samples."""
     return 1 / log_weights.softmax(0).square().sum(0)

@@ -1,7 +1,7 @@
-"""Slot-order stability: does a slot index draw the same kind of thing from scene to scene (Fig. 3d)?
+"""Slot-order stability: whether a slot index draws the same kind of object in every scene (Fig. 3d).
 
-Take two scenes and forget the order of their slots. Pair each slot of one with a slot of the other so that what they
-draw is as alike as can be. Stability is the share of slots that find their own index again.
+The slots of two scenes are matched one-to-one so that matched slots draw the most similar parts of the images.
+Stability is the share of slots that are matched to their own index.
 """
 
 import torch
@@ -11,27 +11,26 @@ from torch import Tensor
 
 from pyro_lom.types import Rendering
 
-MIN_AREA = 0.005  # a slot that has the largest mask on fewer of the pixels draws nothing
-_SIDE = 8
+MIN_AREA = 0.005  # a slot draws something if its mask is the largest on at least this share of the pixels
 
 
 def portraits(rendering: Rendering) -> tuple[Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
-    """What each slot draws, in small: its mask and its masked colours, shrunk to 8x8; and whether it draws anything."""
+    """Return the mask and masked colours of each slot, shrunk to 8x8, and whether the slot draws something."""
     masks = rendering.log_masks.exp()
     drawn = torch.cat([masks, masks * rendering.components], dim=-3)
-    small = torch.nn.functional.adaptive_avg_pool2d(drawn.flatten(0, 1), _SIDE).unflatten(0, drawn.shape[:2])
+    small = torch.nn.functional.adaptive_avg_pool2d(drawn.flatten(0, 1), 8).unflatten(0, drawn.shape[:2])
     largest = masks.squeeze(-3).argmax(1)
     share = torch.stack([(largest == k).float().mean((1, 2)) for k in range(masks.shape[1])], dim=1)
     return small.flatten(2), share >= MIN_AREA
 
 
 def slot_order_stability(portraits: Float[Tensor, "B K D"], draws: Bool[Tensor, "B K"]) -> float:
-    """Share of slots that match their own index in the next scene, in [0, 1]; by chance 1 / K.
+    """Share of slots that are matched to their own index in the next scene, in [0, 1]; 1 / K by chance.
 
-    The matching is the assignment of the smallest summed L2 distance. Only slots that draw something are counted.
+    The matching minimises the sum of L2 distances. Only slots that draw something are counted.
 
     Returns:
-        nan with fewer than two scenes, or if no slot draws anything.
+        The share, or nan with fewer than two scenes or if no slot draws anything.
     """
     if len(portraits) < 2 or not draws.any():
         return float("nan")

@@ -1,14 +1,13 @@
-"""Structure accuracy from masks: does a scene show one stack in which every block rests on the next, and none floats?
+"""Structure accuracy from masks: whether a scene shows one stack in which each block rests on the block below it.
 
-The rule, on any map of segments: labels, or the slot with the largest mask at each pixel. A segment that makes up a
-tenth or more of the left and right edges of the image is background, and *ground* if it also reaches the bottom row.
-Each other segment falls into connected *blocks*, of which those below 0.5 % of the image are specks and do not count.
-A stack stands when there are blocks, the lowest rests on the ground, and each next one, in order of height, rests on
-the one before. To rest is to have it within a thirty-second of the image's height right below, in at least a quarter
-of the columns of the narrower of the two.
+The rule applies to any map of segments, such as labels or the index of the largest mask at each pixel. A segment that
+covers 10 % or more of the left and right edges is background. It is *ground* if it also reaches the bottom row. Each
+other segment is split into connected *blocks*. Blocks smaller than 0.5 % of the image are ignored. A stack stands if
+there is a block, the lowest block rests on the ground, and every other block rests on the next lower one. A block rests
+on another if it is at most 1/32 of the image's height above it, in at least a quarter of the columns of the narrower.
 
-It is the paper's criterion ("all blocks in the stack are touching each other", Sec. 4) with gravity added, and knows
-neither colours nor sizes. `break_stacks` makes scenes that it must refuse.
+This is the paper's criterion ("all blocks in the stack are touching each other", Sec. 4) with gravity added. It uses
+neither colours nor sizes. `break_stacks` makes scenes that the rule must reject.
 """
 
 import numpy as np
@@ -19,33 +18,30 @@ EDGE_SHARE = 0.1
 MIN_AREA = 0.005
 GAP = 1 / 32
 MIN_CONTACT = 0.25
-_WITH_DIAGONALS = np.ones((3, 3), int)
 
 
 def stacks_stand(segments: Integer[np.ndarray, "B H W"]) -> Bool[np.ndarray, "B"]:
-    """Which scenes obey the rule at the top of this file."""
+    """Return whether each scene obeys the rule at the top of this file."""
     return np.array([_stack_stands(scene) for scene in segments], bool)
 
 
 def object_segments(segments: Integer[np.ndarray, "H W"]) -> list[int]:
-    """The segments that are no background by the rule at the top of this file."""
+    """Return the segments that are not background by the rule at the top of this file."""
     return sorted(set(np.unique(segments).tolist()) - set(_background(segments)))
 
 
 def break_stacks(
     images: UInt8[np.ndarray, "B H W C"], labels: UInt8[np.ndarray, "B H W"], *, num_background: int, seed: int = 0
 ) -> tuple[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, "N H W"]]:
-    """Broken scenes made of those real ones that show two objects or more: the upper part of the stack floats.
+    """Make broken scenes, in which the upper part of the stack floats, from the scenes with two or more objects.
 
-    A random number of objects from the top is lifted by an eighth of the image's height, or slid off sideways where
-    there is room. What they hid is filled row by row from the background on both sides.
+    A random number of the top objects is either lifted by an eighth of the image's height, or moved off sideways if
+    there is room. The pixels that they covered are filled row by row from the background on both sides.
     """
     rng = np.random.default_rng(seed)
-    broken = [_break(image, map_, num_background, rng) for image, map_ in zip(images, labels, strict=True)]
-    broken = [scene for scene in broken if scene is not None]
-    if not broken:
-        return images[:0], labels[:0]
-    return np.stack([image for image, _ in broken]), np.stack([map_ for _, map_ in broken])
+    scenes = [_break(image, map_, num_background, rng) for image, map_ in zip(images, labels, strict=True)]
+    broken = [scene for scene in scenes if scene is not None]
+    return tuple(map(np.stack, zip(*broken, strict=True))) if broken else (images[:0], labels[:0])
 
 
 def _background(segments: np.ndarray) -> list[int]:
@@ -58,7 +54,7 @@ def _stack_stands(segments: np.ndarray) -> bool:
     background = _background(segments)
     blocks = []
     for segment in object_segments(segments):
-        pieces, num_pieces = label(segments == segment, _WITH_DIAGONALS)
+        pieces, num_pieces = label(segments == segment, np.ones((3, 3)))  # diagonal neighbours are connected
         blocks += [pieces == piece for piece in range(1, num_pieces + 1)]
     blocks = [block for block in blocks if block.sum() >= MIN_AREA * segments.size]
     blocks.sort(key=lambda block: -center_of_mass(block)[0])
@@ -68,7 +64,7 @@ def _stack_stands(segments: np.ndarray) -> bool:
 
 def _rests_on(upper: Bool[np.ndarray, "H W"], lower: Bool[np.ndarray, "H W"]) -> bool:
     reach = 1 + round(GAP * len(upper))
-    bottom = len(upper) - 1 - upper[::-1].argmax(0)  # of each column, where it has any
+    bottom = len(upper) - 1 - upper[::-1].argmax(0)  # lowest row of each column; arbitrary if the column is empty
     below = bottom + np.arange(1, reach + 1)[:, None]
     inside = below < len(upper)
     touching = (lower[np.minimum(below, len(upper) - 1), np.arange(upper.shape[1])] & inside).any(0) & upper.any(0)
@@ -86,7 +82,7 @@ def _break(image: np.ndarray, labels: np.ndarray, num_background: int, rng) -> t
     moved, left_behind = np.isin(labels, objects[cut:]), np.isin(labels, objects[:cut])
     gap = height // 8
     columns, others = np.flatnonzero(moved.any(0)), np.flatnonzero(left_behind.any(0))
-    slides = [dx for dx in (others[-1] + gap - columns[0], others[0] - gap - columns[-1])]
+    slides = [others[-1] + gap - columns[0], others[0] - gap - columns[-1]]
     slides = [dx for dx in slides if columns[0] + dx > 0 and columns[-1] + dx < width - 1]
     down, right = (0, rng.choice(slides)) if slides and rng.random() < 0.5 else (-gap, 0)
 

@@ -1,1 +1,1 @@
-"""Networks: the parts that models and guides are made of. None of them knows a probability."""
+"""The networks of models and guides, without any Pyro sites."""

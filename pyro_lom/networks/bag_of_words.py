@@ -1,13 +1,13 @@
-"""A LOM without order: what it would be as a topic model (Sec. 3.1)."""
+"""The order network of a LOM without slot order, which is a topic model (Sec. 3.1)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 class BagOfWords(nn.Module):
-    """h_k = s for every k, in the place of f: slots are drawn from one distribution, independently given the scene.
+    """Replacement for f with h_k = s for every k: given the scene, slots are independent and identically distributed.
 
-    A model that has it as `order_net` needs `width=scene_dim`.
+    A model with this `order_net` requires `width=scene_dim`.
     """
 
     def __init__(self, num_slots: int):

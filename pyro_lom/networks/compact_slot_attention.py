@@ -1,9 +1,10 @@
-"""Slot attention for small images and short trainings (departure): soft k-means over what pixels look like."""
+"""Slot attention for small images and short trainings, by soft k-means over pixel embeddings (departure)."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.distributions import at_least_float32
 from pyro_lom.networks.decoders import PLACE_SCALE
 from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, MomentsReadout, PixelFeatures, pool
 from pyro_lom.networks.slot_attention import Attended
@@ -15,7 +16,7 @@ class CompactSlotAttention(nn.Module):
         a_k = softmax over slots of -||embedding - query(o_k)||^2 / bandwidth
         raw = moments of the pixels under a_k, read by `MomentsReadout`
 
-    As slots start as place and colour, and embeddings as colours, the layers start as steps of soft k-means.
+    At initialisation, slots are places and colours, embeddings are mostly colours, and a layer is a soft k-means step.
     """
 
     def __init__(self, slot_dim: int, *, num_channels: int):
@@ -27,7 +28,7 @@ class CompactSlotAttention(nn.Module):
         colour_map = 2 * torch.eye(num_channels) - torch.ones(num_channels, num_channels) / num_channels
         place = 0.15 * torch.eye(2) / PLACE_SCALE
         with torch.no_grad():
-            # What MomentsReadout starts with, as CompactPixelEncoder embeds it.
+            # Maps place and colour, as in MomentsReadout's initial slots, to CompactPixelEncoder's initial embedding.
             given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
             self.query.weight.zero_()[: given.shape[0], : given.shape[1]] = given
             self.query.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
@@ -36,15 +37,12 @@ class CompactSlotAttention(nn.Module):
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
 
     def forward(
-        self,
-        slots: Float[Tensor, "*batch K Dz"],
-        raw: Float[Tensor, "*batch K two_Dz"],
-        pixels: PixelFeatures,
+        self, slots: Float[Tensor, "*batch K Dz"], raw: Float[Tensor, "*batch K two_Dz"], pixels: PixelFeatures
     ) -> Attended:
         embedding = pixels.embedding.flatten(2)  # (B, E, N)
         query = self.query(slots)
-        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # up to what slots share
-        log_masks = (-distance.float() / self.log_bandwidth.exp()).log_softmax(-2)
+        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # |embedding|^2 cancels in the softmax
+        log_masks = (-at_least_float32(distance) / self.log_bandwidth.exp()).log_softmax(-2)
         masks = log_masks.exp()
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
         return Attended(self.readout(pool(pixels.features, weights)), log_masks)

@@ -1,4 +1,4 @@
-"""Decoders: every slot, alone, to the channels of an image (colours and one mask logit)."""
+"""Decoders, which map each slot independently to the channels of an image (colours and one mask logit)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,15 @@ from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.networks.norm_relu_projection import norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
-PLACE_SCALE = 3.0  # a slot's first two numbers start as this many times row and column, each from -1 to 1
+PLACE_SCALE = 3.0  # initially, a slot's first two numbers are PLACE_SCALE times its row and column in [-1, 1]
 
-CPU_CHUNK = 14  # slots that a CPU decodes at once, to keep the memory of a step small
+CPU_CHUNK = 14  # number of slots that a CPU decodes at once; limits the memory of a step
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """A transposed 5x5 convolution that doubles the size.
+    """Transposed 5x5 convolution that doubles the size.
 
-    The bias is added apart: within the convolution its gradient costs the CPU as much as that of the weights.
+    The bias is added separately, since its gradient within the convolution is as slow on CPUs as the weights' gradient.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -30,18 +30,14 @@ class Deconvolution(nn.ConvTranspose2d):
 
 
 class DeconvolutionDecoder(nn.Module):
-    """GENESIS-v2's decoder: the slot broadcast over a grid of size/16 with coordinates, then four deconvolutions."""
+    """GENESIS-v2's decoder: the slot, broadcast over a grid of size/16 with coordinates, and four deconvolutions."""
 
     def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int):
         super().__init__()
         self.register_buffer("grid", pixel_grid(size // 16, size // 16), persistent=False)
         layers = []
         for in_channels in (slot_dim + 2, width, width, width):
-            layers += [
-                Deconvolution(in_channels, width),
-                nn.GroupNorm(8, width),
-                nn.ReLU(inplace=True),
-            ]
+            layers += [Deconvolution(in_channels, width), nn.GroupNorm(8, width), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, out_channels, 1))
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
@@ -61,22 +57,21 @@ class DeconvolutionDecoder(nn.Module):
 
 
 class SeparableDecoder(nn.Module):
-    """A decoder for small images: each channel is a sum of products of a profile of rows and a profile of columns.
+    """Decoder for small images, in which each channel is a sum of products of a row profile and a column profile.
 
         out_c(y, x) = b_c(slot) + sum_r w_cr v_r(y; slot) u_r(x; slot),    r = 1..rank
 
-    The profiles are perceptrons with one hidden layer, of the slot and a learned embedding of the row or column. Sharp
-    edges along the axes cost almost nothing; slanted or curved ones need rank (a departure from the paper's
-    convolutions).
+    Each profile is a perceptron with one hidden layer. Its inputs are the slot and a trainable embedding of the row or
+    column. Sharp edges along the axes require a small rank, slanted or curved edges a larger one (departure).
     """
 
     def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int, rank: int = 16):
         super().__init__()
         self.slot = nn.Linear(slot_dim, 2 * width)
-        # Row or column y switches unit j on at slope_j (y - offset_j): kinks spread over the image from the start.
+        # Unit j starts as relu(slope_j (y - offset_j)) of row or column y, with kinks spread over the image.
         slope, offset = torch.empty(2, 1, 2 * width).uniform_(-4, 4), torch.empty(1, 2 * width).uniform_(-1, 1)
         self.place = nn.Parameter(slope[0] * (torch.linspace(-1, 1, size)[:, None] - offset))
-        # ... and move with the slot's own row or column, at y' = y - slot_0 / PLACE_SCALE.
+        # The kinks move with the slot: y is measured from the slot's own row or column, slot_axis / PLACE_SCALE.
         with torch.no_grad():
             self.slot.weight[:, :2] = 0
             for axis, units in zip(range(slot_dim), (slice(width), slice(width, None)), strict=False):
@@ -84,7 +79,7 @@ class SeparableDecoder(nn.Module):
         self.rows = nn.Linear(width, rank)
         self.columns = nn.Linear(width, rank)
         self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))
-        # Three times the usual scale: masks are crisp from the start.
+        # Three times the usual scale gives sharp masks at the start.
         self.weight = nn.Parameter(3 * torch.randn(out_channels, rank) / rank**0.5)
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
@@ -97,23 +92,20 @@ class SeparableDecoder(nn.Module):
 
 
 def place_ramps(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "4 H W"]:
-    """Distance of every pixel from the four edges of the image, each from 0 to 1."""
+    """Return the distance of every pixel from the bottom, right, top and left edge of the image, each in [0, 1]."""
     grid = pixel_grid(height, width, device)
     return torch.cat([1 - grid, 1 + grid]) / 2
 
 
 class BroadcastDecoder(nn.Module):
-    """EMORL's decoder: the slot broadcast over the image, plus a linear map of place, then 3x3 convolutions.
+    """EMORL's decoder: the slot, broadcast over the image, plus a linear map of place, followed by 3x3 convolutions.
 
-    Five convolutions without padding take five pixels off each edge, so the slot is broadcast over a larger grid.
+    The five convolutions have no padding and remove five pixels at each edge, so the grid is larger than the image.
     """
-
-    MARGIN = 5
 
     def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int):
         super().__init__()
-        wide = size + 2 * self.MARGIN
-        self.register_buffer("ramps", place_ramps(wide, wide), persistent=False)
+        self.register_buffer("ramps", place_ramps(size + 10, size + 10), persistent=False)
         self.place = nn.Linear(4, slot_dim)
         layers = []
         for in_channels in (slot_dim, width, width, width):
@@ -122,8 +114,8 @@ class BroadcastDecoder(nn.Module):
         small_xavier_(self)
 
     def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
-        # The first convolution is linear and sees no edge: of the slot it is the same at every pixel, and of the place
-        # the same for all slots.
+        # The first convolution is linear and has no padding. Its output for the slot is therefore equal at all pixels,
+        # and its output for the place is equal for all slots.
         first = self.layers[0]
         place = self.place(self.ramps.movedim(0, -1)).movedim(-1, 0).unsqueeze(0)
         of_place = F.conv2d(place.contiguous(memory_format=torch.channels_last), first.weight, first.bias)
@@ -140,11 +132,8 @@ class BroadcastDecoder(nn.Module):
         def first_two() -> Tensor:
             return second(elu(of_slots + of_place))
 
-        # The largest maps are not kept, but added up again in the backward pass, which ends before the convolution.
+        # The largest feature maps are not stored. The backward pass recomputes them, but not the second convolution.
         features = checkpoint(first_two, use_reentrant=False, preserve_rng_state=False)
         for layer in layers:
             features = layer(features)
         return features
-
-
-DECODERS = {"deconvolution": DeconvolutionDecoder, "separable": SeparableDecoder, "broadcast": BroadcastDecoder}

@@ -52,10 +52,8 @@ class _NormReluProjection(torch.autograd.Function):
             activation, _, _ = _norm_relu(some, norm_weight, norm_bias, ctx.norm)
             of_out = _pixels(gradient[rows])
             of_weight.addmm_(of_out.t(), _pixels(activation))
-            of_activation = (of_out @ weight).view(activation.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-            of_normed = torch.ops.aten.threshold_backward.grad_input(
-                of_activation, activation, 0, grad_input=of_activation
-            )
+            of_relu = (of_out @ weight).view(activation.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+            of_normed = torch.ops.aten.threshold_backward.grad_input(of_relu, activation, 0, grad_input=of_relu)
             of_features[rows], of_its_weight, of_its_bias = torch.ops.aten.native_group_norm_backward(
                 of_normed, some, mean[rows], rstd[rows], norm_weight, *_sizes(some), ctx.norm.num_groups, (True,) * 3
             )

@@ -1,5 +1,6 @@
-"""GENESIS-v2's networks: from an image to an embedding and features of every pixel, and from masks to slots."""
+"""GENESIS-v2's networks from images to pixel embeddings and features, and from pooled features to slots."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,24 +16,24 @@ EMBEDDING_DIM = 8
 
 
 class PixelFeatures(NamedTuple):
-    embedding: Float[Tensor, "B E H W"]  # what pixels are clustered by
-    features: Float[Tensor, "B F H W"]  # what masks pool
+    embedding: Float[Tensor, "B E H W"]  # input of the clustering
+    features: Float[Tensor, "B F H W"]  # pooled with the masks
 
 
 def pool(features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K F"]:
-    """Sums of the features of all N = H W pixels, under K sets of weights.
+    """Return K weighted sums of the features over all N = H W pixels.
 
-    In the weights' arithmetic, float32, under autocast as well: differences of these moments are variances.
+    The sums are computed in the dtype of the weights, float32, also under autocast: variances are their differences.
     """
     with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
         return weights @ features.to(weights.dtype).flatten(-2).transpose(-1, -2)
 
 
 class PixelEncoder(nn.Module):
-    """The published encoder: a UNet, a semi-convolution for the embedding, a convolution for the features.
+    """GENESIS-v2's encoder: a UNet, a semi-convolution for the embedding, and a convolution for the features.
 
-    The semi-convolution adds each pixel's row and column to two channels of a gated convolution; the gate starts at
-    zero, so training starts from clusters of nearby pixels.
+    The semi-convolution adds each pixel's row and column to two channels of a gated convolution. The gate starts at
+    zero, so the first clusters are groups of nearby pixels.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int):
@@ -52,13 +53,13 @@ class PixelEncoder(nn.Module):
     def pool(
         self, features: Float[Tensor, "B half_F H W"], weights: Float[Tensor, "*batch K N"]
     ) -> Float[Tensor, "*batch K F"]:
-        """Weighted sums of `self.features`: its last convolution, of 1x1, is taken after the sum, K times a scene."""
+        """Return weighted sums of the features; the last 1x1 convolution is applied to K sums instead of all pixels."""
         last = self.features[1]
         return F.linear(pool(features, weights), last.weight.flatten(1)) + weights.sum(-1, keepdim=True) * last.bias
 
 
 class SlotReadout(nn.Sequential):
-    """The published way from pooled features to a slot: layer normalisation and a multilayer perceptron."""
+    """GENESIS-v2's map from pooled features to a slot: layer normalisation and a multilayer perceptron."""
 
     def __init__(self, slot_dim: int, *, width: int):
         hidden = 2 * width
@@ -66,14 +67,14 @@ class SlotReadout(nn.Sequential):
 
 
 class CompactPixelEncoder(nn.Module):
-    """An encoder for small images and short trainings (departure): a UNet at half the resolution, and short cuts.
+    """Encoder for small images and short trainings (departure): a UNet at half the resolution with shortcuts.
 
-    The embedding starts as the image itself through a learned colour map, which weighs hue above brightness, beside
-    weak coordinates; to this a perceptron of context, colour and place adds what training finds.
+    The embedding is the sum of two parts. The first part contains the colours, through a trainable map that weighs hue
+    above brightness, and weak coordinates. The second part is a perceptron of context, colour and place.
 
-    The features are colour, place, and their products, of which masks pool the moments, and a few learned ones of the
-    closest neighbours, such as edges. None sees the whole image: a slot is described by the pixels under its mask, so a
-    mask that mixes two objects describes neither.
+    The features are colour, place, the squares of place, the products of place and colour, and a few learned features.
+    Masks pool them to moments. All but the learned ones depend on one pixel only, so a slot describes the pixels under
+    its mask. A mask that covers two objects describes neither.
     """
 
     NUM_LEARNED = 8
@@ -86,7 +87,7 @@ class CompactPixelEncoder(nn.Module):
         self.pixel = nn.Conv2d(channels + 2, hidden, 1)
         self.embedding = nn.Conv2d(hidden, EMBEDDING_DIM, 1)
         self.gate = nn.Parameter(torch.tensor(0.03))
-        # Brightness (the mean of the channels) with weight 1, deviations from it with weight 2.
+        # The map starts with weight 1 for brightness (the mean of the channels) and weight 2 for deviations from it.
         self.colour_map = nn.Parameter(2 * torch.eye(channels) - torch.ones(channels, channels) / channels)
         self.place_weight = nn.Parameter(torch.tensor(0.15))
         self.features = nn.Conv2d(width, self.NUM_LEARNED, 1)
@@ -110,27 +111,21 @@ class CompactPixelEncoder(nn.Module):
 
 
 class MomentsReadout(nn.Module):
-    """Slots from the moments of the pixels under a mask (departure), for the features of `CompactPixelEncoder`.
+    """Map from the moments of the pixels under a mask to a slot, for `CompactPixelEncoder` (departure).
 
-    The moments are the mean colour, the mean place, its standard deviation, and the slopes of the colour along both
-    axes. The first numbers of a slot's loc start as place and colour, to which a perceptron of all moments adds;
-    `SeparableDecoder` starts to read its place there.
+    The moments are the mean colour, the mean place, the standard deviation of the place, and the slopes of the colour
+    along both axes. A slot's loc is the output of a perceptron of all moments, plus the place and the colour in its
+    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers.
     """
 
     def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, hidden: int = 64):
         super().__init__()
         self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels]
         self.norm = nn.LayerNorm(num_learned)
-        self.layers = nn.Sequential(
-            nn.Linear(num_learned + 3 * num_channels + 4, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 2 * slot_dim),
-        )
-        nn.init.constant_(
-            self.layers[-1].bias[slot_dim:], -1.5
-        )  # scales start near 0.3: slots can carry detail at once
+        sizes = pairwise([sum(self.sizes), hidden, hidden, 2 * slot_dim])
+        self.layers = nn.Sequential(*(layer for i, o in sizes for layer in (nn.Linear(i, o), nn.ReLU())))[:-1]
+        # Scales start near 0.3, so that slots carry detail from the start.
+        nn.init.constant_(self.layers[-1].bias[slot_dim:], -1.5)
 
     def forward(self, pooled: Float[Tensor, "*batch K F"]) -> Float[Tensor, "*batch K two_Dz"]:
         learned, colour, place, square, product = pooled.split(self.sizes, dim=-1)

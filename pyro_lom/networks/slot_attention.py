@@ -1,4 +1,4 @@
-"""EMORL's networks: features of pixels, stochastic slot attention, and iterative refinement (Emami et al., 2021)."""
+"""EMORL's networks: pixel encoder, stochastic slot attention and iterative refinement (Emami et al., 2021)."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from pyro_lom.distributions import RawHead
+from pyro_lom.distributions import RawHead, at_least_float32
 from pyro_lom.networks.decoders import place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
 
 
 class RampEncoder(nn.Module):
-    """Four 5x5 convolutions at full resolution, plus a linear map of each pixel's place, through a perceptron.
+    """Encoder: four 5x5 convolutions at full resolution, plus a linear map of place, followed by a perceptron.
 
-    Images in [0, 1] are mapped to [-1, 1] here, and nowhere else. It takes images of any size.
+    The input is images of any size with values in [0, 1]. They are mapped to [-1, 1] here.
     """
 
     def __init__(self, num_channels: int, *, width: int):
@@ -30,24 +30,24 @@ class RampEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N width"]:
         features = self.convolutions(2 * images - 1).flatten(2).transpose(1, 2)
-        ramps = place_ramps(*images.shape[-2:], device=images.device).flatten(1).T
+        ramps = place_ramps(*images.shape[-2:], device=images.device).to(images.dtype).flatten(1).T
         return self.mlp(self.norm(features + self.place(ramps)))
 
 
 class Attended(NamedTuple):
-    raw: Float[Tensor, "*batch K two_Dz"]  # parameters of the new posterior, see `distributions.normal_of`
+    raw: Float[Tensor, "*batch K two_Dz"]  # raw parameters of the new posterior, see `distributions.normal_of`
     log_masks: Float[Tensor, "*batch K N"]  # attention: exp sums to one over K at every pixel
 
 
 class StochasticSlotAttention(nn.Module):
-    """One layer of slot attention that maps sampled slots, and the posterior they came from, to the next posterior.
+    """One layer of slot attention, from sampled slots and the parameters of their posterior to the next posterior.
 
         a_k   = softmax over slots of q(o_k) k(y)^T / sqrt(width),  renormalised over pixels
         u_k   = sum_i a_ik v(y_i)
         loc, raw_variance <- GRU(u_k, loc), GRU'(u_k, raw_variance)     the published DualGRU
         loc, raw_variance <- + MLP(LN(loc)), + MLP'(LN(raw_variance))
 
-    The same weights serve every layer; `initial` is the posterior before the first, the same for all slots.
+    All layers share these weights. `initial` contains the parameters of the first posterior, equal for all slots.
     """
 
     def __init__(self, slot_dim: int, *, width: int):
@@ -75,9 +75,9 @@ class StochasticSlotAttention(nn.Module):
         pixels: Float[Tensor, "B N width"],
     ) -> Attended:
         query = self.query(self.norm(slots))
-        # Keys and values are linear in the pixels: their maps are applied to K slots in the place of N pixels.
+        # Keys and values are linear in the pixels, so their maps are applied to K slots instead of N pixels.
         logits = (query @ self.key.weight) @ pixels.transpose(-1, -2) / query.shape[-1] ** 0.5
-        log_masks = logits.float().log_softmax(-2)
+        log_masks = at_least_float32(logits).log_softmax(-2)
         weights = log_masks.exp() + 1e-8
         pooled = self.value((weights / weights.sum(-1, keepdim=True)) @ pixels)
         halves = []
@@ -88,7 +88,7 @@ class StochasticSlotAttention(nn.Module):
 
 
 class Refinement(nn.Module):
-    """Moves a posterior's parameters by the gradient of the ELBO, as a recurrent network reads it.
+    """Recurrent network that updates the parameters of a posterior from the gradient of the ELBO.
 
     h   <- GRU(MLP([raw, LN(d loc), LN(d raw_variance)]), h)
     raw <- raw + [Linear(h), Linear'(h)]
@@ -96,9 +96,8 @@ class Refinement(nn.Module):
 
     def __init__(self, slot_dim: int, *, width: int):
         super().__init__()
-        self.encode = small_xavier_(
-            nn.Sequential(nn.Linear(4 * slot_dim, 2 * width), nn.ELU(), nn.Linear(2 * width, width))
-        )
+        encode = nn.Sequential(nn.Linear(4 * slot_dim, 2 * width), nn.ELU(), nn.Linear(2 * width, width))
+        self.encode = small_xavier_(encode)
         self.recurrent = nn.GRUCell(width, width)
         self.move = small_xavier_(RawHead(width, slot_dim))
 
@@ -108,7 +107,7 @@ class Refinement(nn.Module):
         gradient: Float[Tensor, "*batch K two_Dz"],
         hidden: Float[Tensor, "N width"] | None,
     ) -> tuple[Float[Tensor, "*batch K two_Dz"], Float[Tensor, "N width"]]:
-        """The new parameters, and the state of the network for the next step; None begins."""
+        """Return the new parameters and the recurrent state for the next step; `hidden` is None in the first step."""
         halves = [layer_norm(half, half.shape[-1:]) for half in gradient.chunk(2, dim=-1)]
         read = self.encode(torch.cat([raw, *halves], dim=-1))
         hidden = self.recurrent(read.flatten(0, -2), hidden)

@@ -1,4 +1,4 @@
-"""Stick-breaking over pixels: GENESIS-v2's way from embeddings to masks (Engelcke et al., 2021)."""
+"""GENESIS-v2's stick-breaking clustering of pixel embeddings into masks (Engelcke et al., 2021)."""
 
 import math
 
@@ -6,23 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.distributions import at_least_float32
+
 
 def pixel_grid(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "2 H W"]:
-    """Row and column of every pixel, each from -1 to 1."""
+    """Return the row and column of every pixel, each in [-1, 1]."""
     axes = (torch.linspace(-1, 1, size, device=device) for size in (height, width))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 class InstanceColouring(nn.Module):
-    """Cluster pixels into K masks around K-1 randomly chosen pixels, one after another.
+    """Cluster pixels into K masks, sequentially, around K-1 randomly chosen pixels.
 
-    With everything still unexplained in the scope s, which starts at one,
+    The scope s is the share of each pixel that no mask contains yet. It starts at one:
 
         seed_k  = embedding at argmax(seed_scores * s)
         alpha_k = exp(-||embedding - seed_k||^2 / bandwidth)
         m_k     = s alpha_k,    s <- s (1 - alpha_k)
 
-    and the K-th mask takes what is left.
+    The K-th mask is the last scope.
     """
 
     def __init__(self, num_slots: int):
@@ -33,9 +35,9 @@ class InstanceColouring(nn.Module):
     def forward(
         self, embedding: Float[Tensor, "B E H W"], seed_scores: Float[Tensor, "*batch 1 H W"]
     ) -> Float[Tensor, "*batch K 1 H W"]:
-        """Log masks; `seed_scores`, uniform on (0, 1), decide where the clusters start."""
+        """Return log masks; `seed_scores`, uniform on (0, 1), determine the seeds of the clusters."""
         scores = seed_scores.flatten(-3)  # (*batch, N)
-        pixels = embedding.float().flatten(-2)  # (B, E, N)
+        pixels = at_least_float32(embedding).flatten(-2)  # (B, E, N)
         pixels = pixels.expand(*scores.shape[:-1], *pixels.shape[-2:])
         bandwidth = self.log_bandwidth.exp()
         log_scope = torch.zeros_like(scores)
@@ -45,7 +47,7 @@ class InstanceColouring(nn.Module):
             seed = seed[..., None, None].expand(*pixels.shape[:-1], 1)
             distance = (pixels - pixels.gather(-1, seed)).square().sum(-2)
             alpha = torch.exp(-distance / bandwidth)
-            alpha = alpha + (alpha.clamp(0.01, 0.99) - alpha).detach()  # straight-through: keep every log finite
+            alpha = alpha + (alpha.clamp(0.01, 0.99) - alpha).detach()  # straight-through clamp keeps every log finite
             log_masks.append(log_scope + alpha.log())
             log_scope = log_scope + torch.log1p(-alpha)
         log_masks.append(log_scope)

@@ -1,4 +1,4 @@
-"""The UNet that GENESIS-v2 encodes images with (Engelcke et al., 2021)."""
+"""The UNet of GENESIS-v2's image encoder (Engelcke et al., 2021)."""
 
 import math
 from itertools import pairwise
@@ -23,10 +23,10 @@ class ConvBlock(nn.Sequential):
 def convolve_upsampled(
     below: Float[Tensor, "B c h w"], skip: Float[Tensor, "B d H W"], weight: Float[Tensor, "out c_plus_d 3 3"]
 ) -> Float[Tensor, "B out H W"]:
-    """A 3x3 convolution of [below at twice its size, skip], without making either.
+    """Return the 3x3 convolution of [upsampled `below`, `skip`], without storing the upsampled or joined tensor.
 
-    Repeating pixels and then convolving is one transposed 4x4 convolution of stride 2, of 16 products in place of 36;
-    its kernel is the flipped 3x3 kernel, summed over windows of 2x2.
+    Nearest-neighbour upsampling and a 3x3 convolution equal one transposed 4x4 convolution of stride 2, which takes 16
+    products per pixel instead of 36. Its kernel is the flipped 3x3 kernel, summed over windows of 2x2.
     """
     of_below, of_skip = weight.split([below.shape[1], skip.shape[1]], dim=1)
     kernel = F.avg_pool2d(of_below.transpose(0, 1).flip(-2, -1), 2, stride=1, padding=1, divisor_override=1)
@@ -34,10 +34,10 @@ def convolve_upsampled(
 
 
 class UNet(nn.Module):
-    """Features at full resolution, with skips and a fully connected bottleneck that sees the whole image.
+    """UNet with features at full resolution and a fully connected bottleneck over the whole image.
 
-    `log2(size) - 1` levels halve the resolution between them; the first two have `width` channels, the others twice
-    as many. With `stem_stride` 2 all of this happens at half the size, after a 5x5 convolution of that stride.
+    It has `log2(size) - 1` levels, each with half the resolution of the level above. The first two levels have `width`
+    channels, the others twice as many. If `stem_stride` is 2, a 5x5 convolution first halves the size of the images.
     """
 
     def __init__(self, size: int, *, in_channels: int, width: int, stem_stride: int = 1):
@@ -49,19 +49,12 @@ class UNet(nn.Module):
         num_levels = int(math.log2(size)) - 1
         channels = [width, width] + [2 * width] * (num_levels - 2)
         self.down = nn.ModuleList(ConvBlock(i, o) for i, o in pairwise([in_channels, *channels]))
-        # Each level up reads the level below beside its skip, and leaves the channels of the skip above it.
+        # The input of each block is the level below and a skip. Its output has the channels of the level above.
         above = [width, *channels[:-1]]
         self.up = nn.ModuleList(ConvBlock(2 * c, a) for c, a in zip(channels[::-1], above[::-1], strict=True))
         bottleneck = channels[-1] * (size // 2 ** (num_levels - 1)) ** 2
-        hidden = 2 * width
-        self.mlp = nn.Sequential(
-            nn.Linear(bottleneck, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, bottleneck),
-            nn.ReLU(),
-        )
+        sizes = pairwise([bottleneck, 2 * width, 2 * width, bottleneck])
+        self.mlp = nn.Sequential(*(layer for i, o in sizes for layer in (nn.Linear(i, o), nn.ReLU())))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width h w"]:
         features, skips = self.stem(images.contiguous(memory_format=torch.channels_last)), []

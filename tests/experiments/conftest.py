@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, fitting
+from experiments import cli
+from experiments.fit import main as fit_main
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.data.towers import make_towers
 
 TINY = (
-    "--train.steps 6 --train.orderless-first 0.5 --train.batch-size 4 --train.ordered-batch-size 4 "
-    "--train.log-every 2 --train.checkpoint-every 2 "
-    "--model.num-slots 3 --model.encoder-width 8 --model.decoder-width 8 --model.transformer-width 8"
+    "--train.steps 6 --train.batch-size 4 --train.log-every 2 --train.checkpoint-every 2 "
+    "--model.num-slots 3 --model.decoder-width 8"
+).split()
+TINY_LOM = (
+    "--model.orderless.encoder-width 8 --model.transformer-width 8 "
+    "--model.schedule.orderless-first 0.5 --model.schedule.ordered-batch-size 4"
 ).split()
 
 
@@ -33,8 +37,14 @@ def data(tmp_path_factory, towers):
 
 @pytest.fixture(scope="session")
 def tiny(data):
-    """Options of a run that takes seconds."""
-    return ["--data.path", str(data), *TINY]
+    """Options of a run of the demo that takes seconds."""
+    return ["--data.path", str(data), *TINY, *TINY_LOM]
+
+
+@pytest.fixture(scope="session")
+def tiny_alone(data):
+    """Options of a run of an orderless model alone that takes seconds."""
+    return ["--data.path", str(data), *TINY, "--model.encoder-width", "8"]
 
 
 @pytest.fixture(scope="session")
@@ -44,19 +54,18 @@ def finished(tmp_path_factory, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["fit.py", *tiny])
-        cli.run(fitting.main)
+        cli.run(fit_main)
     return folder / "runs" / "00000-lom-genesis-v2-towers-seed0"
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory, data):
+def alone(tmp_path_factory, tiny_alone):
     """The folder of a run of an orderless model alone."""
     folder = tmp_path_factory.mktemp("alone")
-    options = ["--data.path", str(data), *TINY[:2], *TINY[4:6], *TINY[8:]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fit.py", "genesis-v2-towers", *options])
-        cli.run(fitting.main)
+        patch.setattr(sys, "argv", ["fit.py", "genesis-v2-towers", *tiny_alone])
+        cli.run(fit_main)
     return folder / "runs" / "00000-genesis-v2-towers-seed0"
 
 
@@ -106,7 +115,7 @@ def fit(monkeypatch, tmp_path, capfd):
         capfd.readouterr()
         code = 0
         try:
-            cli.run(fitting.main)
+            cli.run(fit_main)
         except SystemExit as leaving:
             code = leaving.code
         return code, *capfd.readouterr()
@@ -120,12 +129,12 @@ def refused(fit):
     """`refused(*arguments)` is the one line with which the command refuses them: exit code 2, no run folder."""
 
     def run(*arguments):
-        before = sorted(fitting.Path().rglob("*"))
+        before = sorted(Path().rglob("*"))
         code, out, err = fit(*arguments)
         assert (code, out) == (2, ""), err
         assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
         assert "Traceback" not in err
-        assert sorted(fitting.Path().rglob("*")) == before
+        assert sorted(Path().rglob("*")) == before
         return err.removeprefix("error: ").rstrip()
 
     return run

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from experiments import cli
-from experiments.fitting import Arguments
-from experiments.presets import preset
+from experiments.fit import Arguments
+from experiments.systems import preset
 from pyro_lom.errors import UserError
-from pyro_lom.non_finite import NonFiniteLoss
-from pyro_lom.runs import Run
-from pyro_lom.trainer import Interrupted
+from pyro_lom.training.non_finite import NonFiniteLoss
+from pyro_lom.training.runs import Run
+from pyro_lom.training.trainer import Interrupted
 
 ROOT = Path(__file__).parents[2]
 FIT = ROOT / "experiments" / "fit.py"
+COMMANDS = "ablate benchmark data evaluate fit interpolate report retrieve sample".split()
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,25 @@ def test_a_mistake_is_one_line(arguments, line, columns, monkeypatch, capsys):
 
 
 def test_choices_are_listed(tmp_path):
+    default = Arguments(preset("demo"))
     with pytest.raises(
         UserError, match="^invalid choice 'sudden' for argument '--train.decay'. Expected one of .'none', "
     ):
-        parse("--train.decay", "sudden", kind=Arguments, default=Arguments(preset("demo")))
+        parse("--train.decay", "sudden", kind=Arguments[type(default.config.model)], default=default)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], None),
+        (["--steps", "7"], None),
+        (["--steps", "7", "--systems", "mine"], "mine"),
+        (["--systems=mine", "--steps", "7"], "mine"),
+        (["--systems"], None),
+    ],
+)
+def test_an_option_is_found_before_the_others_are_known(arguments, value):
+    assert cli.value_of("--systems", arguments) == value
 
 
 def test_help_is_printed_and_leaves(capsys):
@@ -141,18 +157,24 @@ def test_a_failure_of_ours_is_not_hidden(monkeypatch):
 # The file itself, as a process.
 
 
-def command(*arguments, python=(sys.executable,), **options):
+def command(*arguments, python=(sys.executable,), file=FIT, **options):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | options.pop("env", {})
-    full = [*python, str(FIT), *arguments]
+    full = [*python, str(file), *arguments]
     return subprocess.run(full, capture_output=True, text=True, env=environment, timeout=120, **options)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(("path", "missing"), [("", "experiments"), (str(ROOT), "")])
-def test_uninstalled_it_says_so(path, missing, tmp_path):
-    bare = command(python=(sys.executable, "-S"), env={"PYTHONPATH": path}, cwd=tmp_path)  # -S: no installed packages
+def test_uninstalled_it_says_so(path, missing, name, tmp_path):
+    bare = command(
+        python=(sys.executable, "-S"),  # no installed packages
+        file=FIT.with_name(f"{name}.py"),
+        env={"PYTHONPATH": path},
+        cwd=tmp_path,
+    )
     assert (bare.returncode, bare.stdout) == (2, "")
     assert bare.stderr.startswith(f"error: {missing}") and bare.stderr.count("\n") == 1
-    assert bare.stderr.endswith(" is not installed: run pip install -e . in the project's folder first\n")
+    assert bare.stderr.endswith(" is not installed: run pip install -e . in the project's folder\n")
 
 
 def test_a_reader_may_leave_early(tmp_path):

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
-from experiments.config import Bound, Config, _bounds, _fields, check, from_dict, to_dict
-from experiments.presets import PRESETS, preset
+from experiments.config import Bound, Config, _bounds, from_dict, option_fields, to_dict
+from experiments.systems import PRESETS, SYSTEMS, check, preset
+from experiments.systems.lom import Lom
 from pyro_lom.errors import UserError
+from pyro_lom.training.runs import Run
 
 
 @pytest.fixture
@@ -16,13 +19,36 @@ def values():
     return to_dict(preset("demo"))
 
 
+def read(values, **options):
+    return from_dict(values, SYSTEMS, **options)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_configuration_comes_back_from_json(name):
     config = preset(name)
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    found = read(json.loads(json.dumps(to_dict(config))))
+    assert found == config
+    assert type(found.model) is type(config.model)
 
 
-@pytest.mark.parametrize("place", [(), ("train",), ("train", "geco"), ("model", "scene_prior")])
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_kind_of_system_is_stored_and_no_module(name):
+    values, config = to_dict(preset(name)), preset(name)
+    assert values["model"]["kind"] == config.model.kind
+    if hasattr(config.model, "orderless"):
+        assert values["model"]["orderless"]["kind"] == config.model.orderless.kind
+    assert "experiments" not in json.dumps(values)
+
+
+def test_kinds_of_systems_differ():
+    kinds = [system.kind for system in SYSTEMS]
+    assert kinds == ["lom", "genesis-v2", "emorl", "autoregressive", "scene-autoregressive"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [(), ("data",), ("train",), ("model",), ("model", "geco"), ("model", "scene_prior"), ("model", "orderless")],
+)
 def test_unknown_fields_are_named(values, place):
     section = values
     for name in place:
@@ -30,33 +56,82 @@ def test_unknown_fields_are_named(values, place):
     where = "".join(f": {name}" for name in place)
     section |= {"colour": "red"}
     with pytest.raises(UserError, match=f"^config.json{where} was not written by this version: it differs in colour$"):
-        from_dict(values)
+        read(values)
 
 
 def test_fields_of_a_later_version_take_their_defaults(values):
-    del values["model"]["likelihood"], values["train"]["geco"]["goal_relative"]
-    found = from_dict(values)
-    assert (found.model.likelihood, found.train.geco.goal_relative) == ("gaussian", False)
+    del values["model"]["likelihood"], values["model"]["geco"]["goal_relative"]
+    found = read(values)
+    assert (found.model.likelihood, found.model.geco.goal_relative) == ("gaussian", False)
 
 
 def test_what_has_no_default_is_missed(values):
-    del values["preset"]
+    without = {name: value for name, value in values.items() if name != "preset"}
     with pytest.raises(UserError, match="^config.json was not written by this version: it differs in preset$"):
-        from_dict(values)
+        read(without)
+    del values["model"]
+    with pytest.raises(UserError, match="^config.json was not written by this version: it differs in model$"):
+        read(values)
 
 
 def test_a_whole_number_is_a_number(values):
     values["train"]["clip_norm"] = 10
-    assert from_dict(values).train.clip_norm == 10
+    assert read(values).train.clip_norm == 10
 
 
 @pytest.mark.parametrize("wrong", [[], "text", None, 3])
 def test_sections_of_another_kind(values, wrong):
-    with pytest.raises(UserError, match="^runs/7/config.json was not written by this version: it differs in "):
-        from_dict(wrong, place="runs/7/config.json")
-    values["model"] = wrong
-    with pytest.raises(UserError, match="^config.json: model was not written by this version: it differs in "):
-        from_dict(values)
+    complaint = rf"is {re.escape(repr(wrong))}, not an object; restore what the run wrote there$"
+    with pytest.raises(UserError, match=f"^runs/7/config.json {complaint}"):
+        read(wrong, place="runs/7/config.json")
+    for name in ("train", "model"):
+        with pytest.raises(UserError, match=f"^config.json: {name} {complaint}"):
+            read(values | {name: wrong})
+    values["model"]["geco"] = wrong
+    with pytest.raises(UserError, match=f"^config.json: model: geco {complaint}"):
+        read(values)
+
+
+@pytest.mark.parametrize("kind", ["gnm", "experiments.systems.lom.Lom", "", None, 3, ["lom"]])
+def test_a_system_that_is_not_there(values, kind):
+    values["model"]["kind"] = kind
+    with pytest.raises(UserError) as refusal:
+        read(values)
+    line = (
+        f"config.json: model: there is no system {kind!r}; pass its class by systems=[...], or its module by --systems"
+    )
+    assert str(refusal.value) == line
+
+
+def test_a_part_of_another_kind(values):
+    values["model"]["orderless"]["kind"] = "slot-attention"
+    with pytest.raises(UserError, match="^config.json: model: orderless: there is no system 'slot-attention'; "):
+        read(values)
+
+
+OLDER = {  # as it was before systems had options of their own
+    "preset": "lom-genesis-v2-towers",
+    "seed": 0,
+    "data": {"path": "data/towers.h5", "image_size": 32},
+    "model": {"system": "lom-genesis-v2", "num_slots": 5, "scene_prior": {"kind": "normal"}, "matching": "greedy"},
+    "train": {"steps": 9000, "orderless_first": 0.29, "geco": {"rule": "multiplicative", "target_rmse": 0.028}},
+}
+
+
+@pytest.mark.parametrize("system", ["lom-genesis-v2", "genesis-v2", "emorl", "scene-autoregressive-emorl"])
+def test_a_configuration_of_the_older_format_is_refused(system):
+    older = OLDER | {"model": OLDER["model"] | {"system": system}}
+    with pytest.raises(UserError) as refusal:
+        read(older, place="runs/7/config.json")
+    line = "runs/7/config.json: model was written by an older version, whose runs cannot be read: train it again"
+    assert str(refusal.value) == line
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"]], ids=" ".join)
+def test_a_run_of_the_older_format_is_refused_by_the_command(option, refused, tmp_path):
+    run = Run.create(tmp_path, "old", OLDER)
+    line = refused("--resume", run.folder, *option)
+    assert line.startswith(f"{run.folder}/config.json: model was written by an older version, ")
 
 
 @pytest.mark.parametrize(
@@ -69,17 +144,23 @@ def test_sections_of_another_kind(values, wrong):
         ("train", "learning_rate", "fast"),
         ("train", "learning_rate", False),
         ("train", "clip_norm", "none"),
-        ("train", "ordered_batch_size", 1.5),
         ("train", "decay", "sudden"),
-        ("model", "system", "lom"),
-        ("model", "system", ["lom-genesis-v2"]),
+        ("model", "matching", "lucky"),
+        ("model", "matching", ["greedy"]),
+        ("model", "order_aware_scales", 1),
+        ("model: schedule", "ordered_batch_size", 1.5),
+        ("model: geco", "rule", None),
+        ("model: orderless", "encoder", "small"),
         ("data", "path", 3),
     ],
 )
 def test_values_of_another_type_are_named(values, section, name, value):
-    values[section][name] = value
+    place = values
+    for part in section.split(": "):
+        place = place[part]
+    place[name] = value
     with pytest.raises(UserError) as refusal:
-        from_dict(values)
+        read(values)
     assert str(refusal.value).startswith(f"config.json: {section}: {name} is {value!r}, not of its type;")
 
 
@@ -98,15 +179,22 @@ def test_every_preset_passes(name):
     check(preset(name))
 
 
-NUMBERS = {option: value for option, value, _ in _fields(preset("demo")) if type(value) in (int, float)}
+def numbers(config):
+    return [(option, value) for option, value, _ in option_fields(config) if type(value) in (int, float)]
 
 
-@pytest.mark.parametrize("option", sorted(NUMBERS))
-def test_every_number_has_bounds(option):
-    never = [-1] if type(NUMBERS[option]) is int else [-math.inf, math.inf, math.nan]
+EXAMPLES = {preset(name).model.kind: preset(name) for name in PRESETS}  # a configuration of each system
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "number"),
+    [(kind, *found) for kind, config in EXAMPLES.items() for found in numbers(config)],
+)
+def test_every_number_has_bounds(kind, option, number):
+    never = [-1] if type(number) is int else [-math.inf, math.inf, math.nan]
     for value in never:
         with pytest.raises(UserError, match=f"^--{option} is {value}: it must be [a-z0-9]"):
-            check(changed(option, value))
+            check(changed(option, value, EXAMPLES[kind]))
 
 
 @pytest.mark.parametrize(
@@ -115,15 +203,16 @@ def test_every_number_has_bounds(option):
         ("seed", [0, 2**32 - 1], [-1, 2**32]),
         ("train.steps", [1], [0]),
         ("train.batch-size", [1], [0]),
-        ("train.ordered-batch-size", [None, 1], [0]),
+        ("model.schedule.ordered-batch-size", [None, 1], [0]),
+        ("model.schedule.ordered-rendered", [None, 1], [0]),
         ("train.warmup-steps", [0], [-1]),
         ("train.preview-every", [0, 7], [-1]),
         ("train.learning-rate", [1e-9, 1.0], [0.0]),
         ("train.clip-norm", [None, 1e-9], [0.0, -1.0, math.nan]),
-        ("train.orderless-first", [0.0, 0.99], [1.0, 1.5, -0.1]),
-        ("train.geco.step-size", [0.0], [-1e-9]),
-        ("train.geco.target-rmse", [None, 0.1], [0.0, -0.1]),
-        ("model.encoder-width", [8, 24], [0, 12, -8]),
+        ("model.schedule.orderless-first", [0.01, 0.99], [1.0, 1.5, -0.1]),
+        ("model.geco.step-size", [0.0], [-1e-9]),
+        ("model.geco.target-rmse", [0.1], [0.0, -0.1]),
+        ("model.orderless.encoder-width", [8, 24], [0, 12, -8]),
         ("model.num-encoder-blocks", [0], [-1]),
     ],
 )
@@ -138,9 +227,9 @@ def test_bounds(option, good, bad):
 @pytest.mark.parametrize("initial", [0.001, 2.0])
 def test_the_multiplier_starts_within_its_bounds(initial):
     with pytest.raises(
-        UserError, match=f"^--train.geco.initial is {initial}: it must lie between --train.geco.minimum"
+        UserError, match=f"^--model.geco.initial is {initial}: it must lie between --model.geco.minimum"
     ):
-        check(changed("train.geco.initial", initial))
+        check(changed("model.geco.initial", initial))
 
 
 @pytest.mark.parametrize(
@@ -158,11 +247,13 @@ def test_only_what_is_there_can_be_shared(options, line):
 
 
 def test_bounds_are_found_in_every_spelling():
-    assert {len(_bounds(hint)) for _, _, hint in _fields(preset("demo"))} == {0, 1}
-    assert all(isinstance(bound, Bound) for _, _, hint in _fields(preset("demo")) for bound in _bounds(hint))
-    assert "train.geco.target-rmse" in {option for option, _, hint in _fields(preset("demo")) if _bounds(hint)}
+    assert {len(_bounds(hint)) for _, _, hint in option_fields(preset("demo"))} == {0, 1}
+    assert all(isinstance(bound, Bound) for _, _, hint in option_fields(preset("demo")) for bound in _bounds(hint))
+    assert "model.geco.target-rmse" in {option for option, _, hint in option_fields(preset("demo")) if _bounds(hint)}
 
 
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config("demo").seed = 3
+        Config("demo", model=Lom()).seed = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset("demo").model.num_slots = 3

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cli, datasets
+from experiments import cli
+from experiments.data import main
 from pyro_lom.data.hdf5 import read_scenes, write_scenes
 from pyro_lom.data.writer import SceneWriter
 
@@ -37,7 +38,7 @@ def command(monkeypatch, tmp_path, capfd):
         capfd.readouterr()
         code = 0
         try:
-            cli.run(datasets.main)
+            cli.run(main)
         except SystemExit as leaving:
             code = leaving.code
         return code, *capfd.readouterr()
@@ -146,7 +147,7 @@ def test_a_folder_of_images_with_masks(command):
     assert scenes.splits == {"train": range(18), "test": range(18, 20)}
 
 
-def test_damage_is_left_out_on_request_and_told(command, refused, rooms):
+def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
     content = bytearray(gzip.decompress(rooms.read_bytes()))
     for record in (7, 250):
         content[record * 122_937 + 5000] ^= 1
@@ -180,7 +181,7 @@ def test_damage_is_left_out_on_request_and_told(command, refused, rooms):
             f"{ROOMS} does not hold this data set: in its first record, it has",
         ),
         (["import", "clevr7", str(ROOMS), "out.h5"], "invalid choice 'clevr7' for argument 'name'. Expected one of"),
-        (["import", "objects-room", str(ROOMS)], "Missing from data.py import: OUT The HDF5 file to write"),
+        (["import", "objects-room", str(ROOMS)], "Missing from data.py import: OUT HDF5 file to write"),
         (
             ["import", "objects-room", str(ROOMS), "out.h5", "--size", "4"],
             "--size is 4: it must be from 8 to 1024 pixels",
@@ -369,7 +370,7 @@ def test_help_lists_the_commands(command):
 def test_presets_run_on_imported_data(command, fit, rooms):
     assert command("import", "objects-room", rooms, "data/objects-room.h5")[0] == 0
     tiny = (
-        "--train.steps 2 --train.batch-size 2 --model.encoder-width 8 --model.decoder-width 8 "
+        "--train.steps 2 --train.batch-size 2 --model.orderless.encoder-width 8 --model.decoder-width 8 "
         "--model.transformer-width 8 --model.num-slots 2"
     )
     code, _, err = fit("lom-genesis-v2-objects-room", *tiny.split())

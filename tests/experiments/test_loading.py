@@ -5,13 +5,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from experiments import loading
 from experiments.config import Data
 from experiments.loading import load_run
-from experiments.systems import build_objective
 from pyro_lom.errors import UserError
-from pyro_lom.runs import Run
+from pyro_lom.objective import Objective
+from pyro_lom.training.runs import Run
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,13 @@ def test_a_run_comes_back(finished, towers):
     config, system, scenes = load_run(finished)
     assert config.preset == "lom-genesis-v2-towers" and config.train.steps == 6
     assert (scenes.images == towers.images).all()
-    assert not any(part.training for pair in system for part in pair)
+    parts = [part for pair in system.values() for part in (pair.model, pair.guide, pair.criterion)]
+    assert not any(part.training for part in parts if isinstance(part, nn.Module))
+    assert {int(pair.model.step) for pair in system.values()} == {6}
     weights = load_file(Run(finished).checkpoints()[-1] / "weights.safetensors")
-    loaded = build_objective(config, system, scenes.image_shape).state_dict()
-    assert not [
-        name for name, tensor in loaded.items() if ".elbo." not in name and not torch.equal(tensor, weights[name])
-    ]
+    loaded = Objective(system).state_dict()
+    assert loaded.keys() == weights.keys()
+    assert not [name for name, tensor in loaded.items() if not torch.equal(tensor, weights[name])]
 
 
 def test_what_is_missing_is_named(finished, tmp_path):

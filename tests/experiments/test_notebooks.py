@@ -1,4 +1,4 @@
-"""The notebooks run from the run that is shipped with them, and are committed with the outputs of one clean pass."""
+"""The notebooks run on the shipped run, and the committed files contain the outputs of one clean run."""
 
 import contextlib
 import shutil
@@ -10,12 +10,12 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from experiments.loading import load_run
-from experiments.reading import Reader
+from experiments import load_run
 from pyro_lom.arviz_bridge import STATISTICS, bayesian_p_values, inference_data, reconstruction_error
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.towers import make_towers
 from pyro_lom.metrics.ari import mean_ari
+from pyro_lom.system import infer
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,7 +28,7 @@ def code_cells(notebook):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where notebooks find the shipped run, and may write."""
+    """Return a folder with a copy of the shipped run, in which notebooks may write."""
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copytree(FOLDER / RUN, folder / RUN)
     return folder
@@ -61,12 +61,13 @@ def shipped(folder):
 def test_the_shipped_run_finds_its_blocks(shipped):
     _, system, scenes = shipped
     test = scenes.split("test", at_most=64)
-    segments = Reader(system, torch.device("cpu")).infer(float_images(test.images)).log_masks.argmax(-4).squeeze(-3)
+    segments = infer(system, float_images(test.images))["orderless"].log_masks.argmax(-4).squeeze(-3)
     assert mean_ari(segments, torch.from_numpy(np.array(test.labels)).long(), test.num_background) > 0.95
 
 
 def test_p_values_pass_a_fit_and_find_a_planted_misfit(shipped):
-    _, (_, (model, guide)), scenes = shipped
+    _, system, scenes = shipped
+    model, guide = system["ordered"].model, system["ordered"].guide
     statistics = STATISTICS | {"reconstruction_error": reconstruction_error(model, guide)}
     tall = make_towers(100, seed=1, max_blocks=5)
 

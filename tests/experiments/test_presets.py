@@ -1,6 +1,7 @@
 """Every preset resolves, shows its plan, and trains: shrunk, two steps."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from experiments.config import Data
-from experiments.presets import PRESETS, preset
-from experiments.systems import build_objective, build_phases, build_system
+from experiments.config import Data, from_dict
+from experiments.systems import PRESETS, SYSTEMS, build, preset
+from experiments.systems.options import SlotOptions
 from pyro_lom.errors import UserError
-from pyro_lom.runs import Run
-from pyro_lom.trainer import Trainer
+from pyro_lom.networks.transformers import token_pooling
+from pyro_lom.objective import Objective
+from pyro_lom.training.runs import Run
+from pyro_lom.training.trainer import Trainer
 
 
 def shrunk(config, *, sizes=8, counts=2, steps=4):
@@ -21,20 +24,27 @@ def shrunk(config, *, sizes=8, counts=2, steps=4):
 
     def at_most(section, limit):
         numbers = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-        return {name: min(value, limit) for name, value in numbers.items() if type(value) is int}
+        smaller = {name: min(value, limit) for name, value in numbers.items() if type(value) is int}
+        return dataclasses.replace(section, **smaller)
 
-    model = dataclasses.replace(config.model, **at_most(config.model, sizes))
-    train = dataclasses.replace(config.train, **at_most(config.train, counts) | {"steps": steps})
+    limits = {"orderless": sizes, "schedule": counts, "free_nats": counts}
+    parts = {name: at_most(part, limits[name]) for name, part in vars(config.model).items() if name in limits}
+    model = dataclasses.replace(at_most(config.model, sizes), **parts)
+    train = dataclasses.replace(at_most(config.train, counts), steps=steps)
     return dataclasses.replace(config, model=model, train=train)
+
+
+def inference(config):
+    """The options of the orderless model's inference: the system's own, or of the pair that it reads."""
+    return getattr(config.model, "orderless", config.model)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_called_what_they_are(name):
     config = preset(name)
     assert config.preset == name.replace("demo", "lom-genesis-v2-towers")
-    assert config.preset.startswith((f"{config.model.system}-", "ablation-"))
-    assert PRESETS[name].__doc__
-    assert preset(name) == config
+    system = config.model.kind if inference(config) is config.model else f"lom-{inference(config).kind}"
+    assert config.preset.startswith((f"{system}-", "ablation-"))
 
 
 def test_bare_fit_runs_the_demo():
@@ -55,37 +65,43 @@ def test_every_preset_trains(name, tmp_path):
     image_shape = (3, config.data.image_size, config.data.image_size)
     images = np.random.default_rng(0).integers(0, 256, (4, *image_shape[1:], 3), dtype=np.uint8)
     torch.manual_seed(0)
-    system = build_system(config, image_shape)
-    objective = build_objective(config, system, image_shape)
+    system = build(config, image_shape)
+    objective = Objective(system)
     with torch.no_grad():
         for parameter in objective.parameters():  # EMORL's start at next to nothing, and so do their gradients
             parameter.add_(0.1 * torch.randn_like(parameter))
     before = {parameter: value.detach().clone() for parameter, value in objective.named_parameters()}
-    phases = build_phases(config, system)
+    phases = config.model.phases(system, config.train)
     fabric = Fabric(accelerator="cpu", devices=1)
     Trainer(fabric, objective, images, phases, Run(tmp_path), seed=0, clip_norm=config.train.clip_norm).fit()
     [*_, metrics] = Run(tmp_path).metrics()
     assert metrics["step"] == 4
     assert all(math.isfinite(value) for value in metrics.values())
     still = [parameter for parameter, value in objective.named_parameters() if torch.equal(value, before[parameter])]
-    if config.model.num_refinements == 1:  # a recurrent network that takes one step has nothing to remember
+    if (
+        getattr(inference(config), "num_refinements", None) == 1
+    ):  # a recurrent network that takes one step has nothing to remember
         still = [parameter for parameter in still if not parameter.endswith("refinement.recurrent.weight_hh")]
     assert not [parameter for parameter in still if "weight" in parameter]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_plan_shows_configuration_and_parameters(name, fit, tmp_path):
-    code, out, err = fit(name, "--dry-run", "--model.encoder-width", "8", "--train.steps", "123")
-    assert (code, err) == (0, "")
     config = preset(name)
-    assert f"preset: {config.preset}\n" in out and f"  path: {config.data.path}\n" in out and "  steps: 123\n" in out
-    plan = out.partition("parameters, for RGB images\n")[2].splitlines()
+    section = "model" if inference(config) is config.model else "model.orderless"
+    code, out, err = fit(name, "--dry-run", f"--{section}.encoder-width", "8", "--train.steps", "123")
+    assert (code, err) == (0, "")
+    shown, _, plan = out.partition("\nparameters, for RGB images\n")
+    found = from_dict(json.loads(shown), SYSTEMS)
+    assert found.train == dataclasses.replace(config.train, steps=123) and inference(found).encoder_width == 8
+    assert (found.preset, found.data, found.model.kind) == (config.preset, config.data, config.model.kind)
+    plan = plan.splitlines()
     counts = [int(line.split()[-1].replace(",", "")) for line in plan]
     assert counts[-1] == sum(counts[:-1])
-    assert any("orderless guide.encoder" in line for line in plan)
-    assert any("ordered guide.scene_encoder" in line for line in plan) == config.model.system.startswith(
-        ("lom-", "scene-")
-    )
+    pair = "model" if inference(config) is config.model else "orderless"
+    assert any(f"{pair} guide.encoder" in line for line in plan)
+    has_scenes = config.model.kind in ("lom", "scene-autoregressive")
+    assert any("ordered guide.scene_encoder" in line for line in plan) == has_scenes
     assert not list(tmp_path.iterdir())  # no data set, no run
 
 
@@ -103,18 +119,25 @@ def test_the_papers_hyperparameters(system, data, image_size, num_slots, target,
     config = preset(f"{system}-{data}")
     model, train = config.model, config.train
     assert config.data == Data(f"data/{data}.h5", image_size)
-    assert (model.system, model.num_slots, model.slot_dim, model.scene_dim) == (system, num_slots, 64, 128)
-    assert (model.image_scale, model.encoder, model.decoder, model.matching) == (
-        0.7,
-        "published",
-        "deconvolution",
-        "greedy",
-    )
+    assert (model.kind, inference(config).kind) == ("lom" if "lom" in system else system, "genesis-v2")
+    assert (model.num_slots, model.slot_dim, model.image_scale) == (num_slots, 64, 0.7)
+    assert (model.likelihood, inference(config).encoder, model.decoder) == ("gaussian", "published", "deconvolution")
     assert (train.steps, train.batch_size, train.learning_rate) == (steps, 32, 1e-4)
-    assert (train.free_nats_per_dim, train.final_free_nats_per_dim, train.final_steps) == (0.25, 0.167, 25_000)
-    assert (train.geco.target, train.geco.target_rmse, train.geco.step_size) == (target, None, 1e-6)
-    assert (train.geco.initial, train.geco.goal_relative) == (1.0, False)
-    assert (train.orderless_first, train.warmup_steps, train.decay, train.clip_norm) == (0.0, 0, "none", None)
+    assert (train.warmup_steps, train.decay, train.clip_norm) == (0, "none", None)
+    assert (model.geco.target, model.geco.target_rmse, model.geco.step_size) == (target, None, 1e-6)
+    assert (model.geco.rule, model.geco.initial, model.geco.goal_relative) == ("multiplicative", 1.0, False)
+    assert inference(config).free_nats_per_dim == 0
+    if model.kind == "lom":
+        the_papers_scene(model)
+
+
+def the_papers_scene(model):
+    """The options of s and of the order of slots have the values of A.4.1 and A.4.2, and there is one phase."""
+    assert (model.scene_dim, model.scene_prior.kind, model.matching) == (128, "normal", "greedy")
+    nats = model.free_nats
+    assert (nats.per_dim, nats.final_per_dim, nats.final_steps) == (0.25, 0.167, 25_000)
+    assert (model.slot_prior, model.order_aware_scales, model.shared_order_nets) == ("ordered", True, False)
+    assert set(vars(model.schedule).values()) == {0.0, None}
 
 
 @pytest.mark.parametrize(
@@ -129,21 +152,27 @@ def test_the_papers_hyperparameters(system, data, image_size, num_slots, target,
 def test_the_papers_hyperparameters_of_emorl(system, data, image_size, num_slots, image_scale, target, speedup, steps):
     """A.4.1 to A.4.3."""
     config = preset(f"{system}-{data}")
-    model, train, geco = config.model, config.train, config.train.geco
+    model, train, geco = config.model, config.train, config.model.geco
     assert config.data == Data(f"data/{data}.h5", image_size)
-    assert (model.system, model.num_slots, model.slot_dim, model.scene_dim) == (system, num_slots, 64, 128)
-    assert (model.image_scale, model.encoder, model.decoder, model.num_refinements) == (
-        image_scale,
-        "published",
-        "broadcast",
-        2,
-    )
+    assert (model.kind, inference(config).kind) == ("lom" if "lom" in system else system, "emorl")
+    assert (model.num_slots, model.slot_dim, model.image_scale) == (num_slots, 64, image_scale)
+    assert (model.likelihood, inference(config).encoder, model.decoder) == ("gaussian", "published", "broadcast")
+    assert (inference(config).num_refinements, inference(config).free_nats_per_dim) == (2, 0.75)
     assert (train.steps, train.batch_size, train.learning_rate) == (steps, 32, 4e-4)
     assert (train.warmup_steps, train.decay, train.clip_norm) == (10_000, "halving", 5.0)
-    assert (train.free_nats_per_dim, train.final_free_nats_per_dim, train.final_steps) == (0.25, 0.167, 25_000)
-    assert (train.orderless_free_nats_per_dim, train.orderless_first) == (0.75, 0.0)
     assert (geco.rule, geco.target, geco.step_size, geco.speedup) == ("additive", target, 1e-6, speedup)
     assert (geco.initial, geco.minimum, geco.warm_start, geco.goal_relative) == (0.55, 0.55, 1000, False)
+    if model.kind == "lom":
+        the_papers_scene(model)
+
+
+@pytest.mark.parametrize("base", [name for name in PRESETS if f"lom-{name}" in PRESETS])
+def test_a_lom_shares_with_its_orderless_model_what_both_have(base):
+    alone, config = preset(base), preset(f"lom-{base}")
+    assert (config.data, config.seed) == (alone.data, alone.seed)
+    shared = [one.name for one in dataclasses.fields(SlotOptions)]
+    assert [getattr(config.model, name) for name in shared] == [getattr(alone.model, name) for name in shared]
+    assert vars(config.model.orderless) == {name: getattr(alone.model, name) for name in vars(config.model.orderless)}
 
 
 ABLATIONS = {  # what A.5 says of each, against Model 0, which has two blocks everywhere
@@ -153,9 +182,8 @@ ABLATIONS = {  # what A.5 says of each, against Model 0, which has two blocks ev
     4: dict(num_order_blocks=3),
     5: dict(order_aware_scales=False),
     6: dict(shared_order_nets=True),
-    7: dict(system="autoregressive-emorl"),
-    8: dict(system="scene-autoregressive-emorl"),
 }
+OTHER_SYSTEMS = {7: "autoregressive", 8: "scene-autoregressive"}
 
 
 def test_model_0_of_the_ablations_is_lom_emorl_on_small_rooms_with_two_blocks():
@@ -174,15 +202,34 @@ def test_an_ablation_changes_in_model_0_what_it_says(number, changes, where):
     assert config == dataclasses.replace(base, preset=config.preset, model=model) != base
 
 
+@pytest.mark.parametrize("where", ["", "-towers"])
+@pytest.mark.parametrize(("number", "kind"), OTHER_SYSTEMS.items())
+def test_an_ablation_of_another_system_keeps_what_both_have(number, kind, where):
+    config, base = preset(f"ablation-{number}{where}"), preset(f"ablation-0{where}")
+    assert dataclasses.replace(config, preset=base.preset, model=base.model) == base
+    own, theirs = vars(config.model), vars(base.model)
+    of_scenes = {"scene_dim", "scene_prior", "scene_pooling", "num_encoder_blocks", "free_nats"}
+    of_scenes |= {"transformer_width", "transformer_mlp_ratio"}
+    of_order = {"slot_prior", "num_order_blocks", "order_aware_scales", "shared_order_nets", "matching"}
+    assert config.model.kind == kind
+    assert set(own) - set(theirs) == {"recurrence_width"}
+    assert set(theirs) - set(own) == (of_order if number == 8 else of_order | of_scenes)
+    assert all(own[name] == theirs[name] for name in set(own) & set(theirs) - {"schedule"})
+    assert vars(config.model.schedule).items() <= vars(base.model.schedule).items()
+
+
 @pytest.mark.parametrize("number", range(9))
 def test_small_ablations_of_a_seed_begin_with_the_same_orderless_model(number):
     weights = []
     for name in ("ablation-0-towers", f"ablation-{number}-towers"):
         torch.manual_seed(3)
-        weights.append(build_system(shrunk(preset(name)), (3, 32, 32)).orderless)
-    for first, second in zip(*weights, strict=True):
-        assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
-    phase, *_ = build_phases(preset(f"ablation-{number}-towers"), build_system(preset(name), (3, 32, 32)))
+        weights.append(build(shrunk(preset(name)), (3, 32, 32))["orderless"])
+    for role in ("model", "guide"):
+        first, second = (getattr(pair, role).state_dict() for pair in weights)
+        assert first.keys() == second.keys() and first
+        assert all(map(torch.equal, first.values(), second.values()))
+    config = preset(f"ablation-{number}-towers")
+    phase, *_ = config.model.phases(build(config, (3, 32, 32)), config.train)
     assert phase.pairs == ("orderless",)
 
 
@@ -194,5 +241,5 @@ def test_without_sum_pooling_nothing_else_changes(base):
     assert base.model.scene_pooling == "sum"
     model = dataclasses.replace(base.model, scene_pooling="token")
     assert config == dataclasses.replace(base, preset=config.preset, model=model)
-    guide = build_system(shrunk(config), (3, 32, 32)).ordered.guide
-    assert guide.scene_encoder.pooling == "token"
+    guide = build(shrunk(config), (3, 32, 32))["ordered"].guide
+    assert guide.scene_encoder.pooling is token_pooling

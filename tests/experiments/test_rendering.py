@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from noise import Noise
 
-from experiments import datasets, rendering
+from experiments.data import main
+from experiments.datasets import rendering
 from experiments.loading import _PUBLISHED
 from pyro_lom.data.hdf5 import read_scenes
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
 from pyro_lom.data.writer import SceneWriter
-from pyro_lom.runs import Run
+from pyro_lom.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_every_data_set_of_the_presets_is_rendered(name):
 
 def test_what_it_writes(command, noise):
     noise()
-    code, out, _ = command(datasets.main, "render", "objects-room", "data/rooms.h5", "--num", "41", "--seed", "3")
+    code, out, _ = command(main, "render", "objects-room", "data/rooms.h5", "--num", "41", "--seed", "3")
     assert (code, out) == (
         0,
         "data/rooms.h5: 41 scenes; python experiments/data.py info data/rooms.h5 describes them\n",
@@ -72,7 +73,7 @@ def test_what_it_writes(command, noise):
 
 def test_test_sets_are_not_split(command, noise, monkeypatch):
     monkeypatch.setitem(rendering.RENDERERS, "objects-room-six-objects", Noise())
-    assert command(datasets.main, "render", "objects-room-six-objects", "six.h5", "--num", "20", "--compact")[0] == 0
+    assert command(main, "render", "objects-room-six-objects", "six.h5", "--num", "20", "--compact")[0] == 0
     assert read_scenes("six.h5").splits == {"test": range(20)}
     with h5py.File("six.h5") as file:
         assert file["images"].compression == "lzf"
@@ -81,7 +82,7 @@ def test_test_sets_are_not_split(command, noise, monkeypatch):
 def test_views_of_one_stack_stay_in_one_split(command, noise, monkeypatch):
     noise()
     monkeypatch.setattr(Noise, "views", 4)
-    assert command(datasets.main, "render", "objects-room", "out.h5", "--num", "70")[0] == 0
+    assert command(main, "render", "objects-room", "out.h5", "--num", "70")[0] == 0
     assert read_scenes("out.h5").splits == {"test": range(4), "validation": range(4, 8), "train": range(8, 70)}
 
 
@@ -89,43 +90,43 @@ def test_stopped_and_gone_on_with(command, noise, stopped):
     noise()
     arguments = ["render", "objects-room", "out.h5", "--num", "20", "--workers", "2"]
     written = stopped(after=2)
-    code, out, err = command(datasets.main, *arguments)
+    code, out, err = command(main, *arguments)
     assert (code, out, written) == (130, "", [3, 6])
     assert err.splitlines()[-2:] == ["out.h5: 6 scenes are kept; the same command goes on", "stopped by SIGINT"]
-    code, _, err = command(datasets.main, *arguments, "--seed", "1")
+    code, _, err = command(main, *arguments, "--seed", "1")
     assert code == 2
     assert err.splitlines()[-1].startswith(
         "error: .out.h5.partial holds 6 scenes of an unfinished file with another --seed"
     )
     arguments[-1] = "1"  # workers may differ
-    assert command(datasets.main, *arguments)[0] == 0
+    assert command(main, *arguments)[0] == 0
     assert written == [3, 6, *range(9, 19, 3), 20]
-    assert command(datasets.main, "render", "objects-room", "whole.h5", "--num", "20")[0] == 0
+    assert command(main, "render", "objects-room", "whole.h5", "--num", "20")[0] == 0
     assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
 
 
 def test_a_worker_that_is_killed(command, noise):
     noise(fails_to="render")
-    code, out, err = command(datasets.main, "render", "objects-room", "out.h5", "--num", "20")
+    code, out, err = command(main, "render", "objects-room", "out.h5", "--num", "20")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
-        "error: a worker was killed, perhaps for want of memory; 3 scenes of out.h5 are kept: the same command goes "
+        "error: a worker was killed, perhaps out of memory; 3 scenes of out.h5 are kept: the same command goes "
         "on, with fewer --workers if need be"
     )
     noise()
-    assert command(datasets.main, "render", "objects-room", "out.h5", "--num", "20")[0] == 0
+    assert command(main, "render", "objects-room", "out.h5", "--num", "20")[0] == 0
     assert len(read_scenes("out.h5").images) == 20
 
 
 def test_an_engine_that_does_not_start_costs_nothing(command, noise, stopped, refusal):
     noise(fails_to="start")
     arguments = ["render", "objects-room", "out.h5", "--num", "20"]
-    assert refusal(datasets.main, *arguments) == "no noise here; make some"
+    assert refusal(main, *arguments) == "no noise here; make some"
     noise()
     stopped(after=2)
-    assert command(datasets.main, *arguments)[0] == 130
+    assert command(main, *arguments)[0] == 130
     noise(fails_to="start")
-    assert refusal(datasets.main, *arguments) == "no noise here; make some"
+    assert refusal(main, *arguments) == "no noise here; make some"
     assert Path(".out.h5.partial").is_dir()
 
 
@@ -140,20 +141,20 @@ def test_an_engine_that_does_not_start_costs_nothing(command, noise, stopped, re
     ids=" ".join,
 )
 def test_mistakes_on_the_command_line(arguments, line, refusal):
-    assert refusal(datasets.main, "render", "objects-room", "out.h5", *arguments) == line
+    assert refusal(main, "render", "objects-room", "out.h5", *arguments) == line
 
 
 def test_names_and_files(refusal, noise, tmp_path):
-    assert refusal(datasets.main, "render", "clevr7", "out.h5").startswith("invalid choice 'clevr7' for argument")
+    assert refusal(main, "render", "clevr7", "out.h5").startswith("invalid choice 'clevr7' for argument")
     noise()
     Path("there.h5").write_text("mine")
-    line = refusal(datasets.main, "render", "objects-room", "there.h5")
+    line = refusal(main, "render", "objects-room", "there.h5")
     assert line == "there.h5 exists already: remove it or name another file"
 
 
 def test_nothing_to_draw_with(mujoco, refusal, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
-    assert refusal(datasets.main, "render", "objects-room", "out.h5") == (
+    assert refusal(main, "render", "objects-room", "out.h5") == (
         "MuJoCo cannot draw here: MUJOCO_GL=nonsense does not work; install a library for it: apt install libegl1 "
         "libgl1 (or libosmesa6)"
     )
@@ -164,9 +165,9 @@ def test_rendered_by_one_and_by_two(name, mujoco, command, monkeypatch):
     monkeypatch.setattr(type(rendering.RENDERERS[name]), "block_size", 5)
     for workers in (1, 2):
         arguments = ["render", name, f"{workers}.h5", "--num", "20", "--workers", str(workers)]
-        assert command(datasets.main, *arguments)[0] == 0
+        assert command(main, *arguments)[0] == 0
     assert Path("1.h5").read_bytes() == Path("2.h5").read_bytes()
-    code, out, _ = command(datasets.main, "info", "1.h5")
+    code, out, _ = command(main, "info", "1.h5")
     assert code == 0 and "rendered by mujoco" in out
 
 
@@ -202,8 +203,10 @@ def test_stopped_by_a_signal(mujoco, tmp_path):
 def test_rooms_to_a_training_run(mujoco, command, fit):
     """From nothing: the preset's networks, narrowed, learn rendered rooms for 300 steps."""
     assert isinstance(rendering.RENDERERS["objects-room"], ObjectsRoom)
-    assert command(datasets.main, "render", "objects-room", "data/objects-room.h5", "--num", "2000")[0] == 0
-    narrow = "--model.encoder-width 16 --model.decoder-width 16 --model.transformer-width 32 --train.batch-size 4"
+    assert command(main, "render", "objects-room", "data/objects-room.h5", "--num", "2000")[0] == 0
+    narrow = (
+        "--model.orderless.encoder-width 16 --model.decoder-width 16 --model.transformer-width 32 --train.batch-size 4"
+    )
     code, _, err = fit(
         "lom-genesis-v2-objects-room", "--train.steps", "300", "--train.log-every", "10", *narrow.split()
     )

@@ -6,15 +6,17 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from tiny import NETWORKS, NUM_SLOTS, SLOT_DIM, tiny_config, tiny_images, tiny_objective, tiny_system
+from tiny import NETWORKS, NUM_SLOTS, SLOT_DIM, tiny_config, tiny_images, tiny_objective, tiny_pair
 from torch.distributions import kl_divergence
+from torch.utils._pytree import tree_map
 
-from experiments.presets import preset
-from experiments.systems import build_objective, build_system
+from experiments.systems import build, preset
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.towers import make_towers
 from pyro_lom.distributions import diagonal_normal
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.objective import Objective
+from pyro_lom.system import result
 from pyro_lom.types import SlotMoments
 
 B, K = 4, NUM_SLOTS
@@ -25,7 +27,7 @@ close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
 @pytest.fixture(params=NETWORKS)
 def pair(request):
     """Away from its start, at which nothing depends on anything much."""
-    pair = tiny_system("emorl", request.param).orderless
+    pair = tiny_pair("emorl", request.param)
     with torch.no_grad():
         for program in pair:
             for parameter in program.parameters():
@@ -70,19 +72,20 @@ class TestInference:
     def test_a_posterior_inferred_before_is_the_one_sampled_from(self, guide):
         posterior = guide.infer(IMAGES)
         shifted = posterior._replace(loc=posterior.loc + 1)
-        trace = run(guide, IMAGES, orderless=shifted)
+        trace = run(guide, IMAGES, inferred=shifted)
         assert "noise" not in trace.nodes
         close(trace.nodes["o_1"]["fn"].mean, posterior.loc + 1)
 
     def test_permuting_the_noise_of_slots_permutes_the_posterior_alike(self, guide):
         noise, order = torch.randn(B, 1, K, 5, SLOT_DIM), torch.randperm(K).roll(1)
-        expected = given_noise(guide, noise).map(lambda part: part[:, order])
+        expected = tree_map(lambda part: part[:, order], given_noise(guide, noise))
         close(given_noise(guide, noise[:, :, order]), expected)
         assert not torch.allclose(expected.loc, given_noise(guide, noise).loc)
 
     def test_an_image_is_read_as_if_it_were_alone(self, guide):
         noise = torch.randn(B, 1, K, 5, SLOT_DIM)
-        close(given_noise(guide, noise[1:2], IMAGES[1:2]), given_noise(guide, noise).map(lambda part: part[1:2]))
+        expected = tree_map(lambda part: part[1:2], given_noise(guide, noise))
+        close(given_noise(guide, noise[1:2], IMAGES[1:2]), expected)
 
     def test_attention_masks_sum_to_one(self, guide):
         log_masks = guide.infer(IMAGES).log_masks
@@ -100,7 +103,7 @@ class TestInference:
     @pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
     @pytest.mark.parametrize("networks", NETWORKS)
     def test_a_lom_can_read_it_there_as_well(self, networks, disabled):
-        pair = tiny_system("lom-emorl", networks).final
+        pair = tiny_pair("lom-emorl", networks)
         with disabled():
             loss = TraceScene_ELBO().differentiable_loss(*pair, 1 * IMAGES)
         assert torch.isfinite(loss) and not loss.requires_grad
@@ -108,12 +111,12 @@ class TestInference:
     @pytest.mark.parametrize("size", [32, 48, 64])
     def test_the_same_weights_read_images_of_any_size(self, size):
         config = tiny_config("emorl")
-        small, large = (build_system(config, (3, side, side)).orderless for side in (32, size))
-        for mine, others in zip(large, small, strict=True):
+        small, large = (result(build(config, (3, side, side))) for side in (32, size))
+        for mine, others in zip(large[:2], small[:2], strict=True):
             mine.load_state_dict(others.state_dict())
         found = large.guide.infer(tiny_images(B, (3, size, size)))
         assert found.log_masks.shape == (B, K, 1, size, size)
-        assert large.model.render(found.loc).image.shape == (B, 3, size, size)
+        assert large.model.render({"o_1": found.loc}).image.shape == (B, 3, size, size)
 
     @pytest.mark.parametrize("networks", NETWORKS)
     def test_a_lom_that_reads_it_sends_it_no_gradient(self, networks):
@@ -132,7 +135,7 @@ class TestInference:
 class TestRefinement:
     @pytest.mark.parametrize("num_refinements", [1, 3])
     def test_it_moves_as_often_as_asked(self, num_refinements):
-        guide = tiny_system("emorl", num_refinements=num_refinements).orderless.guide
+        guide = tiny_pair("emorl", num_refinements=num_refinements).guide
         posterior = guide.infer(IMAGES)
         assert len(posterior.earlier) == 2 + num_refinements
         assert torch.isfinite(posterior.loc).all()
@@ -145,7 +148,9 @@ class TestRefinement:
         def negative_elbo(raw):
             loc, raw_variance = raw.chunk(2, dim=-1)
             scale = (torch.log1p(raw_variance.exp()) + 1e-5).sqrt()
-            error = -pair.model.likelihood(pair.model.render(loc + scale * epsilon)).log_prob(IMAGES.unsqueeze(1))
+            error = -pair.model.likelihood(pair.model.render({"o_1": loc + scale * epsilon})).log_prob(
+                IMAGES.unsqueeze(1)
+            )
             return error.sum(1) + kl_divergence(diagonal_normal(loc, scale), prior).sum(1)
 
         jacobian = torch.autograd.functional.jacobian(negative_elbo, raw)
@@ -167,9 +172,9 @@ class TestRefinement:
 class TestTraining:
     @pytest.mark.parametrize(("num_refinements", "weights"), [(1, [2, 3 / 2]), (2, [5 / 3, 4 / 3, 1])])
     def test_step_weights_are_the_published_ones(self, num_refinements, weights):
-        guide = tiny_system("emorl", num_refinements=num_refinements).orderless.guide
-        steps = guide.loss_parts(guide.infer(IMAGES))
-        assert [step.weight for step in steps] == pytest.approx(weights)
+        guide = tiny_pair("emorl", num_refinements=num_refinements).guide
+        steps = guide.losses(TraceScene_ELBO(), IMAGES, guide.infer(IMAGES))
+        assert [weight for weight, _ in steps] == pytest.approx(weights)
 
     def test_the_loss_is_the_weighted_sum_of_the_published_terms(self, pair, monkeypatch):
         """Without noise: every sample is a mean."""
@@ -182,7 +187,7 @@ class TestTraining:
         p_1, p_2 = model.slot_prior(second.loc), model.slot_prior(third.loc)
 
         def error(slots):
-            return -model.likelihood(model.render(slots)).log_prob(IMAGES.unsqueeze(1)).sum(1)
+            return -model.likelihood(model.render({"o_1": slots})).log_prob(IMAGES.unsqueeze(1)).sum(1)
 
         def kl(moments, prior):
             return kl_divergence(diagonal_normal(*moments), prior).sum(1)
@@ -192,23 +197,22 @@ class TestTraining:
         expected = 5 / 3 * (error(third.loc) + kl(third, standard) + kl(second, p_2) + kl(first, p_1))
         expected += 4 / 3 * (error(refined.loc) + kl(refined, p_1)) + error(last.loc) + kl(last, p_1)
         loss = 0.0
-        for weight, model_of_step, guide_of_step in guide.loss_parts(posterior):
-            terms = TraceScene_ELBO().terms(model_of_step, guide_of_step, IMAGES)
-            loss = loss - weight * terms.mean_elbo()
+        for weight, terms in guide.losses(TraceScene_ELBO(), IMAGES, posterior):
+            loss = loss + weight * TraceScene_ELBO().combine(terms)
         torch.testing.assert_close(loss, expected.mean())
 
     @pytest.mark.parametrize("networks", NETWORKS)
     def test_what_is_reported_is_of_the_last_step_that_has_it(self, networks):
         objective, images = tiny_objective("emorl", networks), tiny_images()
         evaluation = objective(images)
-        assert set(evaluation.terms) == {f"orderless/{site}" for site in ("x", "o_3", "o_2", "o_1")}
-        assert evaluation.errors["orderless"] == evaluation.terms["orderless/x"]
+        assert set(evaluation.terms) == {f"model/{site}" for site in ("x", "o_3", "o_2", "o_1")}
+        assert evaluation.errors["model"] == evaluation.terms["model/x"]
 
     def test_every_weight_gets_a_gradient(self, pair):
         guide = pair.guide
         posterior = guide.infer(IMAGES)
-        for weight, *programs in guide.loss_parts(posterior):
-            (-weight * TraceScene_ELBO().terms(*programs, IMAGES).mean_elbo()).backward(retain_graph=True)
+        for weight, terms in guide.losses(TraceScene_ELBO(), IMAGES, posterior):
+            (weight * TraceScene_ELBO().combine(terms)).backward(retain_graph=True)
         for program in pair:
             for name, parameter in program.named_parameters():
                 assert parameter.grad is not None and parameter.grad.any(), name
@@ -220,15 +224,15 @@ def test_after_a_little_training_refinement_raises_the_elbo():
     images = float_images(scenes.images)
     config = preset("emorl-towers")
     torch.manual_seed(0)
-    system = build_system(config, scenes.image_shape)
-    objective = build_objective(config, system, scenes.image_shape)
+    system = build(config, scenes.image_shape)
+    objective = Objective(system)
     optimizer = torch.optim.Adam(objective.parameters(), lr=4e-3)
     with pyro.validation_enabled(False):
         for step in range(150):
             optimizer.zero_grad()
             objective(images[16 * step % 448 :][:16]).loss.backward()
             optimizer.step()
-    model, guide = system.orderless
+    (model, guide, *_), elbo = result(system), TraceScene_ELBO()
     held_out = images[448:]
     elbos = []
     with torch.no_grad():
@@ -236,5 +240,5 @@ def test_after_a_little_training_refinement_raises_the_elbo():
         for moments in (posterior.earlier[2], SlotMoments(posterior.loc, posterior.scale)):  # q_3, and q_3 refined
             torch.manual_seed(1)
             given = posterior._replace(loc=moments.loc, scale=moments.scale)
-            elbos.append(TraceScene_ELBO().terms(model, partial(guide, orderless=given), held_out).mean_elbo())
+            elbos.append(-elbo.loss(model, partial(guide, inferred=given), held_out))
     assert elbos[1] > elbos[0] + 10  # nats per scene

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from pyro import poutine
-from tiny import IMAGE_SHAPE, NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_system
+from tiny import IMAGE_SHAPE, NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_pair, tiny_system
 
 from pyro_lom.elbo import TraceScene_ELBO
-from pyro_lom.temperature import temperature
+from pyro_lom.tempering import temperature
 
 B = 4
 SLOTS = [f"z_{k}" for k in range(1, NUM_SLOTS + 1)]
@@ -30,7 +30,7 @@ def prior_of(trace, site):
 @pytest.mark.parametrize(("name", "latents"), [(WITHOUT, SLOTS), (WITH, ["s", *SLOTS])])
 @pytest.mark.parametrize("networks", NETWORKS)
 def test_without_images_it_draws_scenes_slot_after_slot(name, networks, latents):
-    trace = trace_of(tiny_system(name, networks).ordered.model, num_scenes=B)
+    trace = trace_of(tiny_pair(name, networks).model, num_scenes=B)
     assert trace.stochastic_nodes == ["scenes", *latents, "x"]
     for site in latents:
         fn = trace.nodes[site]["fn"]
@@ -40,13 +40,13 @@ def test_without_images_it_draws_scenes_slot_after_slot(name, networks, latents)
 
 def test_images_are_observed(system):
     images = tiny_images(B)
-    trace = poutine.trace(system.ordered.model).get_trace(images)
+    trace = poutine.trace(system["ordered"].model).get_trace(images)
     assert trace.nodes["x"]["is_observed"] and torch.equal(trace.nodes["x"]["value"], images.unsqueeze(1))
 
 
 @pytest.mark.parametrize("moved", range(NUM_SLOTS))
 def test_the_prior_of_a_slot_depends_on_those_before_it_alone(system, moved):
-    model = system.ordered.model
+    model = system["ordered"].model
     given = {site: torch.randn(B, 1, SLOT_DIM) for site in SLOTS}
     other = given | {SLOTS[moved]: given[SLOTS[moved]] + 1}
     first, second = (trace_of(poutine.condition(model, data), num_scenes=B) for data in (given, other))
@@ -57,13 +57,13 @@ def test_the_prior_of_a_slot_depends_on_those_before_it_alone(system, moved):
 
 
 def test_without_a_scene_the_first_slot_is_the_same_for_all():
-    mean, stddev = prior_of(trace_of(tiny_system(WITHOUT).ordered.model, num_scenes=B), "z_1")
+    mean, stddev = prior_of(trace_of(tiny_pair(WITHOUT).model, num_scenes=B), "z_1")
     for part in (mean, stddev):
         torch.testing.assert_close(part, part[:1].expand(B, -1, -1))
 
 
 def test_the_scene_sets_the_first_slot():
-    model = tiny_system(WITH).ordered.model
+    model = tiny_pair(WITH).model
     scene = torch.randn(B, 1, SCENE_DIM)
     mean, _ = prior_of(trace_of(poutine.condition(model, {"s": scene}), num_scenes=B), "z_1")
     torch.testing.assert_close(mean, model.slot_prior(model.recurrence.start(scene)[0]).mean)
@@ -73,9 +73,9 @@ def test_the_scene_sets_the_first_slot():
 @pytest.mark.parametrize("site", SLOTS)
 def test_temperature_narrows_every_slot_about_its_mean(system, site):
     given = {before: torch.randn(B, 1, SLOT_DIM) for before in SLOTS[: SLOTS.index(site)]}
-    if "s" in trace_of(system.ordered.model).nodes:
+    if "s" in trace_of(system["ordered"].model).nodes:
         given["s"] = torch.randn(B, 1, SCENE_DIM)
-    model = poutine.condition(system.ordered.model, given)
+    model = poutine.condition(system["ordered"].model, given)
     mean, stddev = prior_of(trace_of(model, num_scenes=B), site)
     with temperature(0.5):
         narrow_mean, narrow_stddev = prior_of(trace_of(model, num_scenes=B), site)
@@ -84,10 +84,10 @@ def test_temperature_narrows_every_slot_about_its_mean(system, site):
 
 
 def test_it_draws_with_the_orderless_models_decoder_as_it_stands(system):
-    model, lender = system.ordered.model, system.orderless.model
+    model, lender = system["ordered"].model, system["orderless"].model
     slots = torch.randn(B, NUM_SLOTS, SLOT_DIM, requires_grad=True)
-    rendering = model.render(slots)
-    torch.testing.assert_close(rendering, lender.render(slots))
+    rendering = model.render(dict(zip(SLOTS, slots.split(1, dim=1), strict=True)))
+    torch.testing.assert_close(rendering, lender.render({"o_1": slots}))
     rendering.image.sum().backward()
     assert slots.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in lender.parameters())
@@ -95,15 +95,15 @@ def test_it_draws_with_the_orderless_models_decoder_as_it_stands(system):
 
 
 def test_training_it_moves_every_parameter_of_its_own_and_none_of_the_orderless_pair(system):
-    TraceScene_ELBO().differentiable_loss(*system.ordered, tiny_images(B)).backward()
-    own = [parameter for program in system.ordered for parameter in program.parameters()]
+    TraceScene_ELBO().differentiable_loss(*system["ordered"][:2], tiny_images(B)).backward()
+    own = [parameter for program in system["ordered"][:2] for parameter in program.parameters()]
     assert own and all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in own)
-    lent = [parameter for program in system.orderless for parameter in program.parameters()]
+    lent = [parameter for program in system["orderless"][:2] for parameter in program.parameters()]
     assert all(parameter.grad is None for parameter in lent)
 
 
 def test_the_image_says_nothing_to_its_parameters(system):
     """A.5 adds KLs alone to the orderless model's ELBO: slots are stopped, and so is the decoder."""
-    terms = TraceScene_ELBO().terms(*system.ordered, tiny_images(B))
+    terms = TraceScene_ELBO().terms(*system["ordered"][:2], tiny_images(B))
     assert not terms.log_likelihood["x"].requires_grad
     assert all(terms.kl[site].requires_grad for site in SLOTS)

@@ -3,19 +3,19 @@
 import pytest
 import torch
 from pyro import poutine
-from tiny import IMAGE_SHAPE, NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_system
+from tiny import IMAGE_SHAPE, NETWORKS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_pair
 
 B, K = 4, NUM_SLOTS
 
 
 @pytest.fixture(params=NETWORKS)
 def lom(request):
-    return tiny_system(networks=request.param).ordered.model
+    return tiny_pair(networks=request.param).model
 
 
 @pytest.fixture(params=NETWORKS)
 def genesis_v2(request):
-    return tiny_system("genesis-v2", request.param).orderless.model
+    return tiny_pair("genesis-v2", request.param).model
 
 
 def trace_of(model, *args, **kwargs):
@@ -64,7 +64,7 @@ class TestLatentObjectModel:
     def test_given_slots_set_the_image_and_not_the_scene(self, lom, handler):
         slots = torch.randn(B, K, SLOT_DIM)
         trace = trace_of(handler(lom, data={"z": slots}), num_scenes=B)
-        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], lom.render(slots).image)
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], lom.render({"z": slots}).image)
         assert torch.equal(trace.nodes["s"]["value"], trace_of(lom, num_scenes=B).nodes["s"]["value"])
 
     def test_the_prior_of_a_slot_depends_on_the_scene_and_its_place_alone(self, lom):
@@ -81,7 +81,7 @@ class TestLatentObjectModel:
         chosen = training.nodes["rendered"]["value"]
         torch.testing.assert_close(training.nodes["x"]["value"][:, 0], images[chosen])
         slots = training.nodes["z"]["value"][chosen]
-        torch.testing.assert_close(training.nodes["x"]["fn"].mean[:, 0], lom.render(slots).image)
+        torch.testing.assert_close(training.nodes["x"]["fn"].mean[:, 0], lom.render({"z": slots}).image)
         assert trace_of(lom, num_scenes=B).nodes["x"]["value"].shape == (B, 1, *IMAGE_SHAPE)
         assert trace_of(lom.eval(), images).nodes["x"]["value"].shape == (B, 1, *IMAGE_SHAPE)
 
@@ -105,13 +105,13 @@ class TestGenesisV2:
     def test_given_slots_set_the_image(self, genesis_v2):
         slots = torch.randn(B, K, SLOT_DIM)
         trace = trace_of(poutine.condition(genesis_v2, data={"o": slots}), num_scenes=B)
-        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], genesis_v2.render(slots).image)
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], genesis_v2.render({"o": slots}).image)
 
 
 class TestEfficientMorl:
     @pytest.fixture(params=NETWORKS)
     def emorl(self, request):
-        return tiny_system("emorl", request.param).orderless.model
+        return tiny_pair("emorl", request.param).model
 
     def test_without_images_it_draws_scenes_from_the_top_down(self, emorl):
         trace = trace_of(emorl, num_scenes=B)
@@ -145,18 +145,23 @@ class TestEfficientMorl:
     @pytest.mark.parametrize("decoded", ["o_1", "o_3"])
     def test_the_image_shows_the_layer_asked_for(self, emorl, decoded):
         trace = trace_of(emorl, num_scenes=B, decoded=decoded)
-        expected = emorl.render(trace.nodes[decoded]["value"]).image
+        expected = emorl.render({"o_1": trace.nodes[decoded]["value"]}).image
         torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], expected)
 
 
 @pytest.fixture(params=[(system, networks) for system in SYSTEMS for networks in NETWORKS], ids=" ".join)
 def model(request):
-    return tiny_system(*request.param).final.model
+    return tiny_pair(*request.param).model
+
+
+def draw(model, slots):
+    """The rendering of slots (*batch, K, Dz), which a model has in one site or in one site each."""
+    return model.render(dict(zip(model.slot_sites, slots.chunk(len(model.slot_sites), dim=-2), strict=True)))
 
 
 class TestRendering:
     def test_masks_sum_to_one_and_weigh_the_components(self, model):
-        image, components, log_masks = model.render(torch.randn(2, B, K, SLOT_DIM))
+        image, components, log_masks = draw(model, torch.randn(2, B, K, SLOT_DIM))
         assert image.shape == (2, B, *IMAGE_SHAPE)
         assert components.shape == (2, B, K, *IMAGE_SHAPE)
         assert log_masks.shape == (2, B, K, 1, *IMAGE_SHAPE[1:])
@@ -166,13 +171,13 @@ class TestRendering:
 
     def test_the_order_of_the_slots_does_not_matter_to_the_image(self, model):
         slots, order = torch.randn(B, K, SLOT_DIM), torch.randperm(K)
-        rendering, permuted = model.render(slots), model.render(slots[:, order])
+        rendering, permuted = draw(model, slots), draw(model, slots[:, order])
         torch.testing.assert_close(permuted.image, rendering.image, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(permuted.components, rendering.components[:, order], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(permuted.log_masks, rendering.log_masks[:, order], rtol=1e-4, atol=1e-4)
 
     def test_the_image_is_normal_around_what_the_slots_show(self, model):
         trace = trace_of(model, num_scenes=B)
-        slots = torch.cat([trace.nodes[name]["value"] for name in model.slot_sites], dim=1)
-        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(slots).image)
+        latents = {name: trace.nodes[name]["value"] for name in (*model.scene_sites, *model.slot_sites)}
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], model.render(latents).image)
         assert (trace.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from tiny import IMAGE_SHAPE, LATENTS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_system
+from tiny import IMAGE_SHAPE, LATENTS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_pair
 
 from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data, reconstruction_error
 
@@ -28,7 +28,7 @@ def redness(images, segments):
 
 @pytest.fixture(scope="module")
 def lom():
-    return tiny_system().final
+    return tiny_pair()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def data(lom):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_groups_and_shapes(system):
-    data = inference_data(*tiny_system(system).final, tiny_images(B), num_draws=DRAWS)
+    data = inference_data(*tiny_pair(system), tiny_images(B), num_draws=DRAWS)
     for group in ("prior", "posterior"):
         shapes = {name: values.shape for name, values in data[group].data_vars.items()}
         assert shapes == shapes_of(LATENTS[system])
@@ -71,7 +71,7 @@ def test_values_are_those_of_the_programs(lom):
     np.testing.assert_allclose(data["prior_predictive"]["redness"][0, 0], mean_red(prior), rtol=1e-5)
     np.testing.assert_allclose(data["observed_data"]["redness"], images[:, 0].mean((1, 2)), rtol=1e-5)
     slots = torch.from_numpy(data["posterior"]["z"].values[0, 0])
-    mean = lom.model.render(slots).image.detach()
+    mean = lom.model.render({"z": slots}).image.detach()
     np.testing.assert_allclose(data["posterior_predictive"]["redness"][0, 0], mean[:, 0].mean((1, 2)), rtol=1e-4)
     expected = dist.Normal(mean, 0.7).to_event(3).log_prob(images)
     np.testing.assert_allclose(data["log_likelihood"]["x"][0, 0], expected, rtol=1e-5)
@@ -99,7 +99,7 @@ def test_reconstruction_error_is_that_of_the_pair(lom):
     torch.manual_seed(5)
     error = reconstruction_error(*lom)(images, torch.zeros(B, 32, 32, dtype=torch.long))
     torch.manual_seed(5)
-    explained = lom.model.render(lom.guide(images).slots).image
+    explained = lom.model.render({"z": lom.guide(images).slots}).image
     torch.testing.assert_close(error, (explained - images).square().mean((1, 2, 3)).sqrt())
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_lom.distributions import GaussianHead, diagonal_normal, normal_of, positive
+from pyro_lom.distributions import GaussianHead, at_least_float32, diagonal_normal, normal_of, positive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -13,6 +13,21 @@ def test_a_scale_is_a_softplus_above_its_floor_in_float32(dtype):
     assert scale.dtype == torch.float32
     torch.testing.assert_close(scale, torch.log1p(raw.double().exp()).clamp(max=50).float() + 1e-4)
     assert positive(raw, floor=0.5).min() == 0.5
+
+
+def test_half_precision_is_cast_up_and_float64_is_left_alone():
+    for half in (torch.bfloat16, torch.float16):
+        assert at_least_float32(torch.ones(2, dtype=half)).dtype == torch.float32
+    for dtype in (torch.float32, torch.float64):
+        tensor = torch.rand(3, dtype=dtype)
+        assert at_least_float32(tensor) is tensor
+
+
+def test_heads_compute_in_float64_where_their_weights_do():
+    features = torch.randn(4, 6, dtype=torch.float64)
+    for normal in (GaussianHead(6, 5).double()(features), normal_of(features)):
+        assert {normal.mean.dtype, normal.stddev.dtype, normal.rsample().dtype} == {torch.float64}
+    assert positive(features).dtype == torch.float64
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)

@@ -9,11 +9,12 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
-from tiny import AUXILIARY, LATENTS, NETWORKS, NUM_SCENES, SCENE_DIM, SYSTEMS, tiny_images, tiny_system
+from tiny import AUXILIARY, LATENTS, NETWORKS, NUM_SCENES, SCENE_DIM, SYSTEMS, tiny_images, tiny_pair, tiny_system
 from torch import nn
 from torch.distributions import Categorical, constraints
 
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.objective import Objective
 
 
 class Mixture(nn.Module):
@@ -40,9 +41,8 @@ class PyroNormal(PyroModule):
 
 
 @pytest.fixture
-def float64(monkeypatch):
-    """Everything in float64: what casts its heads up to float32, whatever the autocast, casts to float64 here."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+def float64():
+    """Systems that are built and evaluated in float64."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -74,7 +74,7 @@ def terms_of(pair, elbo=None, images=None):
 def test_the_number_of_scenes_times_our_mean_is_pyros_loss_and_gradient(
     float64, system, networks, rendered, theirs, ours
 ):
-    pair, images = tiny_system(system, networks, rendered=rendered).final, tiny_images()
+    pair, images = tiny_pair(system, networks, rendered=rendered), tiny_images()
     torch.manual_seed(3)
     our_loss = NUM_SCENES * ours.differentiable_loss(*pair, images)
     our_gradients = {name: g if g is None else g.clone() for name, g in gradients(our_loss, pair).items()}
@@ -86,9 +86,28 @@ def test_the_number_of_scenes_times_our_mean_is_pyros_loss_and_gradient(
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-10, atol=1e-10 * gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_in_float64_has_terms_in_float64(system, networks):
+    built = tiny_system(system, networks, likelihood="mixture")
+    objective, images = Objective(built).double(), tiny_images().double()
+    for pair in built.values():
+        guide = poutine.trace(pair.guide).get_trace(images)
+        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(images)
+        for site in (trace.nodes[name] for trace in (guide, model) for name in trace.stochastic_nodes):
+            if isinstance(site["value"], torch.Tensor) and site["value"].is_floating_point():
+                assert {site["fn"].mean.dtype, site["fn"].stddev.dtype, site["value"].dtype} == {torch.float64}
+        assert model.nodes["x"]["fn"].mean.dtype == torch.float64
+        terms = TraceScene_ELBO().terms(pair.model, pair.guide, images)
+        dtypes = {value.dtype for part in terms for name, value in part.items() if name != AUXILIARY[system]}
+        assert dtypes == {torch.float64}
+    evaluation = objective(images)
+    assert {value.dtype for value in (evaluation.loss, *evaluation.errors.values())} == {torch.float64}
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_elbo_interface_gives_the_same_loss(system):
-    pair, images, elbo = tiny_system(system).final, tiny_images(), TraceScene_ELBO()
+    pair, images, elbo = tiny_pair(system), tiny_images(), TraceScene_ELBO()
     losses = []
     for evaluate in (elbo.differentiable_loss, elbo.loss, elbo.loss_and_grads, lambda m, g, x: elbo(m, g)(x)):
         torch.manual_seed(3)
@@ -98,9 +117,20 @@ def test_elbo_interface_gives_the_same_loss(system):
     torch.testing.assert_close(torch.stack(losses), expected.expand(4))
 
 
+def test_as_a_criterion_it_is_the_negative_elbo_without_state():
+    pair, elbo = tiny_pair(), TraceScene_ELBO()
+    terms = terms_of(pair)
+    torch.testing.assert_close(terms.mean_error(), -terms.log_likelihood["x"].mean())
+    torch.testing.assert_close(terms.mean_kl(), sum(kl.mean() for kl in terms.kl.values()))
+    torch.manual_seed(3)
+    torch.testing.assert_close(elbo.combine(terms), elbo.differentiable_loss(*pair, tiny_images()))
+    elbo.update(terms.mean_error())
+    assert (elbo.penalty(*pair), elbo.report(terms.mean_error().item())) == (0, {})
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_there_is_a_term_for_every_site_and_scene(system):
-    terms = terms_of(tiny_system(system).final)
+    terms = terms_of(tiny_pair(system))
     assert set(terms.log_likelihood) == {"x"}
     assert set(terms.kl) == LATENTS[system] | {AUXILIARY[system]}
     assert {term.shape for part in terms for term in part.values()} == {(NUM_SCENES,)}
@@ -108,7 +138,7 @@ def test_there_is_a_term_for_every_site_and_scene(system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_kl_of_every_site_meets_its_monte_carlo_estimate(system):
-    pair = tiny_system(system).final
+    pair = tiny_pair(system)
     analytic = terms_of(pair).kl
     sampled = terms_of(pair, TraceScene_ELBO(analytic_kl=False, num_kl_samples=20_000)).kl
     for name in LATENTS[system]:
@@ -117,7 +147,7 @@ def test_kl_of_every_site_meets_its_monte_carlo_estimate(system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_single_sample_kl_is_the_traces_log_ratio(system):
-    pair, images = tiny_system(system).final, tiny_images()
+    pair, images = tiny_pair(system), tiny_images()
     kl = terms_of(pair, TraceScene_ELBO(analytic_kl=False, num_kl_samples=1)).kl
     torch.manual_seed(3)
     guide = poutine.trace(pair.guide).get_trace(images)
@@ -131,7 +161,7 @@ def test_a_single_sample_kl_is_the_traces_log_ratio(system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_scenes_terms_do_not_depend_on_the_others(system):
-    pair, images = tiny_system(system).final, tiny_images(4)
+    pair, images = tiny_pair(system), tiny_images(4)
     guide = poutine.trace(pair.guide).get_trace(images)
 
     def terms(rows):
@@ -150,7 +180,7 @@ def test_a_scenes_terms_do_not_depend_on_the_others(system):
 
 class TestWithoutClosedForm:
     def test_the_kl_is_averaged_over_fresh_samples(self):
-        known, disguised = tiny_system().final, tiny_system().final
+        known, disguised = tiny_pair(), tiny_pair()
         disguised.model.scene_prior = Mixture(spread=0.0)
 
         def deviation(num_kl_samples):
@@ -168,12 +198,11 @@ class TestWithoutClosedForm:
                 assert deviation(num_kl_samples) == pytest.approx(single / num_kl_samples**0.5, rel=0.5)
 
     def test_only_densities_are_evaluated_again(self):
-        system, calls = tiny_system(), []
-        system.ordered.model.scene_prior = Mixture(spread=1.0)
-        model, guide = system.ordered
+        (model, guide), calls = tiny_pair(), []
+        model.scene_prior = Mixture(spread=1.0)
         for module in (model.scene_prior, model.order_net, model.decoder, guide.scene_encoder, guide.order_net):
             module.register_forward_hook(lambda module, *_: calls.append(module))
-        terms_of(system.ordered)
+        terms_of((model, guide))
         assert sorted(map(id, calls)) == sorted(
             map(
                 id,
@@ -189,14 +218,14 @@ class TestWithoutClosedForm:
         )
 
     def test_other_sites_keep_their_closed_form(self):
-        system = tiny_system()
-        expected = terms_of(system.final).kl["z"]
-        system.ordered.model.scene_prior = Mixture()
-        torch.testing.assert_close(terms_of(system.final).kl["z"], expected)
+        pair = tiny_pair()
+        expected = terms_of(pair).kl["z"]
+        pair.model.scene_prior = Mixture()
+        torch.testing.assert_close(terms_of(pair).kl["z"], expected)
 
     @pytest.mark.parametrize("prior", [Mixture(spread=0.5), PyroNormal()], ids=["mixture", "PyroModule"])
     def test_gradients_reach_the_scene_prior_and_the_scene_posterior(self, prior):
-        pair = tiny_system().final
+        pair = tiny_pair()
         pair.model.scene_prior = prior
         terms_of(pair).kl["s"].sum().backward()
         for module in (prior, pair.guide.scene_posterior):
@@ -219,7 +248,7 @@ class TestWithoutClosedForm:
 
 @pytest.mark.parametrize("rendered", [1, 3])
 def test_scoring_part_of_a_batch_is_right_on_average_and_takes_the_kl_of_all(rendered):
-    pair, images = tiny_system(rendered=rendered).final, tiny_images(4)
+    pair, images = tiny_pair(rendered=rendered), tiny_images(4)
     guide = poutine.trace(pair.guide).get_trace(images)
 
     def terms():
@@ -237,7 +266,7 @@ def test_scoring_part_of_a_batch_is_right_on_average_and_takes_the_kl_of_all(ren
 
 
 def test_scale_and_mask_reach_the_terms():
-    pair, images = tiny_system().final, tiny_images()
+    pair, images = tiny_pair(), tiny_images()
     plain = terms_of(pair)
     scaled = terms_of([poutine.scale(program, 0.5) for program in pair])
     keep = torch.tensor([[True], [False]])
@@ -249,7 +278,7 @@ def test_scale_and_mask_reach_the_terms():
 
 
 def test_conditioning_both_programs_moves_a_site_from_the_kl_to_the_likelihood():
-    pair = tiny_system().final
+    pair = tiny_pair()
     scene = {"s": torch.zeros(NUM_SCENES, 1, SCENE_DIM)}
     with pyro.validation_enabled(False):  # Pyro warns of an observed site in a guide
         terms = terms_of([poutine.condition(program, scene) for program in pair])
@@ -284,11 +313,11 @@ class TestAuxiliarySites:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_chance_the_orderless_guide_takes_costs_nothing(system):
-    torch.testing.assert_close(terms_of(tiny_system(system).final).kl[AUXILIARY[system]], torch.zeros(NUM_SCENES))
+    torch.testing.assert_close(terms_of(tiny_pair(system)).kl[AUXILIARY[system]], torch.zeros(NUM_SCENES))
 
 
 def test_pyro_reports_a_nan():
-    model, guide = tiny_system().final
+    model, guide = tiny_pair()
     with torch.no_grad():
         guide.scale_head.bias.fill_(torch.nan)
     with pyro.validation_enabled(False), pytest.warns(UserWarning, match="NaN: loss"):

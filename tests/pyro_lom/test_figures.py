@@ -105,6 +105,40 @@ def test_curves_of_pairs_that_took_turns_and_of_values_at_zero(tmp_path):
     assert pixels_of(tmp_path / "curves.png").std() > 5
 
 
+def drawn_by(monkeypatch):
+    """The panels of the figures that follow: titles and labels of lines."""
+    panels, save = [], Figure.savefig
+
+    def spy(figure, *arguments, **options):
+        panels.extend((axis.get_title(), [line.get_label() for line in axis.lines]) for axis in figure.axes)
+        return save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return panels
+
+
+def test_curves_of_a_plain_elbo(tmp_path, monkeypatch):
+    """Its criterion reports nothing: the negative log-likelihood is drawn instead of an RMSE."""
+    panels = drawn_by(monkeypatch)
+    rows = [{"step": step, "seconds": 0.1 * step, "model/x": 3.0 - step, "model/s": 60.0 / step} for step in (1, 2, 3)]
+    save_curves(tmp_path / "curves.png", rows)
+    assert panels == [("negative log-likelihood, nats per scene", ["model/x"]), ("KL, nats per scene", ["model/s"])]
+    assert pixels_of(tmp_path / "curves.png").std() > 5
+
+
+def test_curves_of_pairs_with_different_criteria(tmp_path, monkeypatch):
+    panels = drawn_by(monkeypatch)
+    rows = [row | {"plain/x": -3.0, "plain/z": 2.0} for row in metrics([1, 2])]
+    save_curves(tmp_path / "curves.png", rows)
+    target = next(labels for title, labels in panels if "RMSE" in title)
+    assert target[0] == "orderless/rmse" and len(target) == 2  # the target has no label
+    assert dict(panels[1:]) == {
+        "negative log-likelihood, nats per scene": ["plain/x"],
+        "KL, nats per scene": ["orderless/o", "plain/z"],
+        "multiplier": ["orderless/multiplier"],
+    }
+
+
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     save_curves(path, [])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from pyro.infer.elbo import ELBOModule
-from tiny import IMAGE_SHAPE, tiny_images, tiny_system
+from tiny import IMAGE_SHAPE, tiny_images, tiny_pair
 
 from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.errors import UserError
@@ -83,7 +83,7 @@ class TestLoss:
         assert loss.item() == pytest.approx((2 + 15) + math.log1p(math.exp(2.0)) * (110 - 100))
 
     def test_multiplier_one_gives_the_negative_elbo(self):
-        pair, images = tiny_system().final, tiny_images()
+        pair, images = tiny_pair(), tiny_images()
         torch.manual_seed(1)
         loss = rule(initial=1.0)(*pair)(images)
         torch.manual_seed(1)
@@ -91,7 +91,7 @@ class TestLoss:
 
     @pytest.mark.parametrize("kind", RULES)
     def test_it_is_the_loss_of_an_elbo_module_and_changes_no_state(self, kind):
-        geco, pair = rule(kind), tiny_system().final
+        geco, pair = rule(kind), tiny_pair()
         module, images = geco(*pair), tiny_images()
         assert isinstance(module, ELBOModule)
         before = {name: value.clone() for name, value in geco.state_dict().items()}
@@ -103,6 +103,18 @@ class TestLoss:
         assert all(torch.equal(before[name], value) for name, value in geco.state_dict().items())
         assert set(geco.state_dict()) == {"parameter", "error_ema", "num_updates"}
         assert not list(geco.parameters())
+
+
+class TestReport:
+    @pytest.mark.parametrize("kind", RULES)
+    def test_errors_are_reported_as_rmse_beside_their_target(self, kind):
+        geco = rule(kind, initial=2.0)
+        expected = {"rmse": TARGET.rmse(130.0), "rmse_target": TARGET.rmse(100.0), "multiplier": geco.multiplier.item()}
+        assert geco.report(130.0) == expected
+        assert 0 < expected["rmse_target"] < expected["rmse"]
+
+    def test_no_weight_is_penalised(self):
+        assert rule().penalty(*tiny_pair()) == 0
 
 
 class TestFreeNats:

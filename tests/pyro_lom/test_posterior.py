@@ -5,13 +5,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
-from tiny import NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_system
+from tiny import NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_pair
 
 from pyro_lom.matching import permute
 from pyro_lom.metrics.log_likelihood import effective_sample_size
 from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.posterior import complete, explain, keep_slots, log_prob_of_slots
-from pyro_lom.temperature import temperature
+from pyro_lom.tempering import temperature
 
 B, K = 3, NUM_SLOTS
 IMAGES = tiny_images(B)
@@ -21,7 +21,7 @@ SLOTS = torch.full((B, K, SLOT_DIM), 7.0)
 
 @pytest.fixture
 def lom():
-    return tiny_system().ordered
+    return tiny_pair()
 
 
 class TestExplain:
@@ -34,7 +34,7 @@ class TestExplain:
         torch.testing.assert_close(
             found.slots, permute(trace.nodes["_RETURN"]["value"].orderless.loc, found.permutation)
         )
-        torch.testing.assert_close(found.rendering.image, lom.model.render(found.slots).image)
+        torch.testing.assert_close(found.rendering.image, lom.model.render({"z": found.slots}).image)
         assert not any(part.requires_grad for part in (found.scene, found.slots, *found.rendering))
 
 
@@ -43,7 +43,7 @@ class TestKeepSlots:
         trace = poutine.trace(keep_slots(SLOTS, MASK)(lom.model)).get_trace(num_scenes=B)
         slots = trace.nodes["z"]["value"]
         assert (slots[MASK] == 7).all() and (slots[~MASK] != 7).all()
-        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], lom.model.render(slots).image)
+        torch.testing.assert_close(trace.nodes["x"]["fn"].mean[:, 0], lom.model.render({"z": slots}).image)
 
     def test_imagined_slots_come_from_the_prior(self, lom):
         scene = torch.randn(B, 1, SCENE_DIM)
@@ -116,7 +116,7 @@ class TestComplete:
         completion = complete(*lom, SLOTS, MASK, num_steps=2, num_samples=5, num_completions=3)
         assert (completion.slots[:, MASK] == 7).all()
         assert not torch.equal(completion.slots[0][~MASK], completion.slots[1][~MASK])
-        torch.testing.assert_close(completion.rendering.image, lom.model.render(completion.slots).image)
+        torch.testing.assert_close(completion.rendering.image, lom.model.render({"z": completion.slots}).image)
 
     def test_with_nothing_kept_nothing_is_learned(self, lom):
         """The bound is that of an empty observation: log 1."""
@@ -157,7 +157,7 @@ class TestInterventions:
         torch.manual_seed(3)
         done = poutine.trace(poutine.do(lom.model, {"z": edited})).get_trace(num_scenes=B)
         assert torch.equal(done.nodes["s"]["value"], plain.nodes["s"]["value"])
-        torch.testing.assert_close(done.nodes["x"]["fn"].mean[:, 0], lom.model.render(edited).image)
+        torch.testing.assert_close(done.nodes["x"]["fn"].mean[:, 0], lom.model.render({"z": edited}).image)
 
     def test_the_prior_scores_each_slot_by_itself(self, lom):
         found = explain(*lom, IMAGES)

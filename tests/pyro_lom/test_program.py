@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_lom.elbo import TraceScene_ELBO
-from pyro_lom.program import Program
+from pyro_lom.program import Guide, Model, Program
 
 DATA = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(0)) + 2
 ELBOS = {
@@ -23,7 +23,7 @@ ELBOS = {
 }
 
 
-class Model(Program):
+class Regression(Program):
     def __init__(self):
         super().__init__()
         self.decoder = nn.Linear(2, 3)
@@ -34,7 +34,7 @@ class Model(Program):
             pyro.sample("x", dist.Normal(self.decoder(latent), 0.5).to_event(1), obs=data)
 
 
-class Guide(Program):
+class RegressionGuide(Program):
     def __init__(self, model):
         super().__init__()
         self.borrow("model", model)
@@ -47,8 +47,8 @@ class Guide(Program):
 
 
 def make_pair():
-    model = Model()
-    return model, Guide(model)
+    model = Regression()
+    return model, RegressionGuide(model)
 
 
 def weights(*modules):
@@ -132,3 +132,74 @@ def test_copies_made_together_stay_together():
     before = weights(model)
     SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO()).step(DATA)
     assert not any(itertools.starmap(torch.equal, zip(before, weights(guide.model), strict=True)))
+
+
+class Picture(Model):
+    """A model of images without slots: one latent for each scene."""
+
+    scene_sites = ("s",)
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(2, 3 * 4 * 4)
+
+    def forward(self, images=None, *, num_scenes=1):
+        with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
+            scene = pyro.sample("s", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            image = self.decoder(scene).sigmoid().unflatten(-1, (3, 4, 4))
+            observed = None if images is None else images.unsqueeze(-4)
+            return pyro.sample("x", dist.Normal(image, 0.5).to_event(3), obs=observed)
+
+
+class PictureGuide(Guide):
+    def __init__(self, model):
+        super().__init__()
+        self.borrow("model", model)
+        self.encoder = nn.Linear(3 * 4 * 4, 2)
+
+    def forward(self, images, *, inferred=None):
+        with pyro.plate("scenes", len(images), dim=-2):
+            loc = self.encoder(images.flatten(1)).unsqueeze(-2) if inferred is None else inferred
+            return pyro.sample("s", dist.Normal(loc, 0.3).to_event(1))
+
+
+PICTURES = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class TestDefaults:
+    def test_a_model_renders_the_mean_of_its_image_given_its_latents(self):
+        model, scenes = Picture(), torch.randn(5, 1, 2)
+        rendering = model.render({"s": scenes, "unknown": torch.zeros(5)})
+        assert rendering.components is rendering.log_masks is None
+        torch.testing.assert_close(rendering.image, model.decoder(scenes).sigmoid().reshape(5, 3, 4, 4))
+        rendering.image.sum().backward()
+        assert model.decoder.weight.grad.any()
+
+    def test_a_rendering_leaves_no_trace_outside(self):
+        model = Picture()
+        with poutine.trace() as tracer:
+            model.render({"s": torch.randn(5, 1, 2)})
+        assert not tracer.trace.stochastic_nodes
+
+    def test_the_loss_of_a_guide_is_its_elbo_with_weight_one(self):
+        model = Picture()
+        guide, elbo = PictureGuide(model), TraceScene_ELBO()
+        for inferred in (None, torch.randn(5, 1, 2)):
+            torch.manual_seed(3)
+            [(weight, terms)] = guide.losses(elbo, PICTURES, inferred)
+            torch.manual_seed(3)
+            expected = elbo.terms(model, lambda images, given=inferred: guide(images, inferred=given), PICTURES)
+            assert weight == 1.0 and set(terms.kl) == {"s"} and set(terms.log_likelihood) == {"x"}
+            torch.testing.assert_close(terms, expected)
+
+    def test_a_guide_infers_nothing_and_has_neither_masks_nor_a_code(self):
+        guide = PictureGuide(Picture())
+        assert guide.infer(PICTURES) is guide.log_masks(None) is guide.code(PICTURES) is None
+        assert guide.pass_on("posterior") == "posterior"
+
+
+def test_the_step_is_a_buffer_beside_the_weights():
+    model, guide = make_pair()
+    assert model.step.shape == () and model.step.dtype == torch.long and model.step == 0
+    assert not [name for module in (model, guide) for name in module.state_dict() if "step" in name]
+    assert model.to("meta").step.device.type == "meta"

@@ -5,13 +5,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
-from tiny import NUM_SCENES, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_system
+from tiny import NUM_SCENES, NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_pair
 from torch import nn
 
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.errors import UserError
 from pyro_lom.scene_priors import CouplingFlow, NormalMixture, StandardNormal
-from pyro_lom.temperature import temper, temperature
+from pyro_lom.tempering import temper, temperature
 
 PRIORS = {
     "normal": StandardNormal,
@@ -121,7 +121,7 @@ def test_temperature_narrows_the_base_of_a_flow_and_leaves_its_transforms():
 
 def test_a_mixture_of_one_standard_normal_is_the_standard_normal():
     """With the same seed, the same scenes; and the same ELBO, as its KL is analytic too."""
-    known, disguised = tiny_system().final, tiny_system().final
+    known, disguised = tiny_pair(), tiny_pair()
     disguised.model.scene_prior = NormalMixture(SCENE_DIM, num_components=1)
     nn.init.zeros_(disguised.model.scene_prior.loc)
     for tau in (1.0, 0.8):
@@ -140,7 +140,7 @@ def test_a_mixture_of_one_standard_normal_is_the_standard_normal():
 
 @learned
 def test_the_elbo_averages_its_kl_over_samples(make):
-    pair = tiny_system().final
+    pair = tiny_pair()
     pair.model.scene_prior = make(SCENE_DIM)
 
     def kl(num_kl_samples):
@@ -154,7 +154,7 @@ def test_the_elbo_averages_its_kl_over_samples(make):
 @learned
 @pytest.mark.parametrize("handler", [poutine.condition, poutine.do], ids=["condition", "do"])
 def test_pyros_handlers_work_as_usual(make, handler):
-    model = tiny_system().final.model
+    model = tiny_pair().model
     model.scene_prior = make(SCENE_DIM)
     scene = torch.randn(NUM_SCENES, 1, SCENE_DIM)
     trace = poutine.trace(handler(model, data={"s": scene})).get_trace(num_scenes=NUM_SCENES)
@@ -180,7 +180,7 @@ class VampPrior(nn.Module):
 
 
 def test_a_prior_of_ones_own_needs_no_change_here():
-    pair = tiny_system().final
+    pair = tiny_pair()
     pair.model.scene_prior = prior = VampPrior(pair.guide, 4)
     assert dict(prior.named_parameters()).keys() == {"slots"}
     TraceScene_ELBO().loss_and_grads(*pair, tiny_images())

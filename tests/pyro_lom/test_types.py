@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map, tree_map_only
 
 from pyro_lom.types import OrderlessPosterior, SlotMoments
 
@@ -16,14 +17,14 @@ def some_posterior(masks, steps):
 @pytest.mark.parametrize("steps", [0, 2])
 def test_batches_come_apart_and_together_again(masks, steps):
     posterior = some_posterior(masks, steps)
-    first, second = (posterior.map(lambda part, b=b: part[b : b + 1]) for b in range(2))
+    first, second = (tree_map_only(torch.Tensor, lambda part, b=b: part[b : b + 1], posterior) for b in range(2))
     assert first.loc.shape == (1, 3, 5) and len(first.earlier) == steps and (first.log_masks is None) == (not masks)
-    joined = first.map(lambda *parts: torch.cat(parts), second)
+    joined = tree_map(lambda *parts: None if parts[0] is None else torch.cat(parts), first, second)
     assert str(joined) == str(posterior)
 
 
 def test_detaching_reaches_every_tensor():
-    posterior = some_posterior(masks=True, steps=2).map(lambda part: part.requires_grad_())
+    posterior = tree_map(torch.Tensor.requires_grad_, some_posterior(masks=True, steps=2))
     detached = posterior.detach()
     assert not any(part.requires_grad for part in (*detached[:3], *detached.earlier[0], *detached.earlier[1]))
-    torch.testing.assert_close(detached, posterior.map(torch.Tensor.detach))
+    torch.testing.assert_close(detached, tree_map(torch.Tensor.detach, posterior))

@@ -1,1 +1,1 @@
-"""Readers of published data sets, one file per format; `experiments/data.py import` drives them."""
+"""Readers of published data sets, one module per format. `experiments/data.py import` uses them."""

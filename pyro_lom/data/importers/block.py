@@ -1,45 +1,42 @@
-"""What every reader offers and yields, and how it tells of damage."""
+"""The interface of readers, the blocks of scenes that they yield, and their handling of damaged records."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Shaped, UInt8
-from numpy import ndarray
+from PIL import Image
 
+from pyro_lom.data.pictures import fit
+from pyro_lom.data.writer import Scene, stacked
 from pyro_lom.errors import UserError
 
-BLOCK_BYTES = 16 << 20  # of images in a block: small beside a computer's memory, large beside the cost of a write
+BLOCK_BYTES = 16 << 20  # of images in a block: small relative to memory, large enough for efficient writing
 
 
 class Block(NamedTuple):
-    """Some scenes, and where the reader goes on after them."""
+    """Some scenes, and the position in the source after them."""
 
-    images: UInt8[ndarray, "n H W C"]
-    labels: UInt8[ndarray, "n H W"] | None
-    factors: dict[str, Shaped[ndarray, "n max_objects"]]
+    images: UInt8[np.ndarray, "n H W C"]
+    labels: UInt8[np.ndarray, "n H W"] | None
+    factors: dict[str, Shaped[np.ndarray, "n max_objects"]]
     place: Any
-    """What `Reader.blocks` goes on from, as JSON knows it."""
+    """Position from which `Reader.blocks` continues after this block; serialisable as JSON."""
     done: int
-    """How much of `Reader.total` is done."""
+    """Part of `Reader.total` that has been read after this block."""
 
 
 @dataclass
 class Damage:
-    """Decides what happens to a damaged record: the end, or, on request, a note of its position."""
+    """Handles a damaged record: raises a UserError or, if `skip` is set, stores the position of the record."""
 
     source: str
     skip: bool
     positions: list[str]
-    """What was skipped."""
+    """Positions of the skipped records."""
 
     def __call__(self, position: str, reason: str) -> None:
-        """The record at `position` cannot be used, for `reason`.
-
-        Raises:
-            UserError: damaged records are not to be skipped.
-        """
         if not self.skip:
             raise UserError(
                 f"{self.source}: {position} is damaged: {reason}; fetch it again, or pass --skip-damaged to leave out "
@@ -47,48 +44,72 @@ class Damage:
             )
         self.positions.append(position)
 
+    def unless_damaged(self, read: Callable[[int], Scene], row: int) -> Scene | None:
+        """Return `read(row)`; if it raises a UserError, report image `row` and return None."""
+        try:
+            return read(row)
+        except UserError as error:
+            self(f"image {row}", str(error))
 
-class Reader(ABC):
-    """One source of scenes. Opening it checks what can be checked at once."""
 
+class Reader:
+    """A source of scenes. The constructor makes all checks that do not require reading every scene."""
+
+    size: int
+    """Height and width of the resulting images."""
     num_background: int
     total: int
-    """What there is to read, in `unit`s."""
-    unit: str
+    """Size of the source, in `unit`s."""
+    unit: str = "scenes"
     """"B" for bytes, or "scenes"."""
 
-    @abstractmethod
     def blocks(self, place: Any, damage: Damage) -> Iterator[Block]:
-        """The scenes from `place` on, None being the start, in bounded memory.
+        """Yield the scenes from `place` on, in bounded memory. A `place` of None is the start of the source.
 
         Raises:
-            UserError: the source is damaged, and `damage` does not skip that.
+            UserError: the source is damaged, and the damage cannot be skipped or `damage.skip` is not set.
         """
+        scenes: list[Scene] = []
+        for scene, reached, done in self._scenes(place, damage):
+            if scene is not None:
+                scenes.append(fitted(scene, self.size))
+            if len(scenes) == max(1, BLOCK_BYTES // (3 * self.size**2)):
+                yield Block(*stacked(scenes), reached, done)
+                scenes = []
+        if scenes:
+            yield Block(*stacked(scenes), reached, self.total)
 
-    @abstractmethod
+    def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, Any, int]]:
+        """Yield each scene from `place` on, of any size, or None if it is left out; and `place` and `done` after it.
+
+        Subclasses implement this method, or `blocks`.
+        """
+        raise NotImplementedError
+
     def splits(self, num_scenes: int) -> dict[str, range]:
-        """The splits, once it is known how many scenes there are."""
+        """Return the rows of each split, given the number of scenes that were read."""
+        return genesis_splits(num_scenes)
 
     def notes(self, place: Any) -> list[str]:
-        """What a person should know about the scenes up to `place`, a line each."""
+        """Return remarks for the user about the scenes up to `place`, one line each."""
         return []
 
 
-def scenes_in_block(scene_bytes: int) -> int:
-    """How many scenes of that size a block takes."""
-    return max(1, BLOCK_BYTES // scene_bytes)
+def fitted(scene: Scene, size: int) -> Scene:
+    """Return the scene at `size`x`size` pixels, by `pictures.fit`: image bilinearly, labels by nearest neighbours."""
+    image, labels, _ = scene
+    image = fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR)
+    if labels is not None:
+        labels = np.asarray(fit(Image.fromarray(labels), (size, size), Image.Resampling.NEAREST))
+    return scene._replace(image=np.asarray(image), labels=labels)
 
 
 def genesis_splits(num_scenes: int, views: int = 1) -> dict[str, range]:
-    """The first 10,000 scenes for testing, the next for validation, the rest for training, as in GENESIS.
+    """Return splits as in GENESIS: first 10,000 scenes for testing, then 10,000 for validation, the rest for training.
 
-    Of fewer than 100,000 scenes a tenth takes the place of 10,000. `views` successive scenes, which show the same
-    objects, stay in one split.
+    If there are fewer than 100,000 scenes, testing and validation each use a tenth of them. `views` successive scenes
+    show the same objects, and stay in one split.
     """
-    held_out = min(10_000, num_scenes // 10) // views * views
-    splits = {
-        "test": range(held_out),
-        "validation": range(held_out, 2 * held_out),
-        "train": range(2 * held_out, num_scenes),
-    }
+    first, second = (k * (min(10_000, num_scenes // 10) // views * views) for k in (1, 2))
+    splits = {"test": range(first), "validation": range(first, second), "train": range(second, num_scenes)}
     return {name: rows for name, rows in splits.items() if rows}

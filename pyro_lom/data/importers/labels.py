@@ -1,14 +1,13 @@
-"""From the entities of published files to labels: background first and the same in every image, then the objects."""
+"""Conversion of entities in published files to labels: a fixed set of background labels, followed by the objects."""
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
-_ROOM_BACKGROUND = 4  # sky, floor and two halves of the wall
-_MIN_EDGE = 3  # pixels along which two entities must touch for it to count
+_MIN_EDGE = 3  # pixels; shorter borders between two entities are ignored
 
 
 def labels_of_masks(masks: UInt8[np.ndarray, "E H W"]) -> tuple[UInt8[np.ndarray, "H W"], bool]:
-    """The entity of each pixel, and whether every pixel has exactly one; of several the first counts."""
+    """Return the first entity whose mask contains each pixel (else 0), and whether all pixels are in exactly one."""
     present = masks > 0
     return present.argmax(0).astype(np.uint8), bool((present.sum(0) == 1).all())
 
@@ -16,14 +15,14 @@ def labels_of_masks(masks: UInt8[np.ndarray, "E H W"]) -> tuple[UInt8[np.ndarray
 def renumber_room(
     labels: UInt8[np.ndarray, "n H W"], num_entities: int
 ) -> tuple[UInt8[np.ndarray, "n H W"], Bool[np.ndarray, "n"]]:
-    """Labels of Objects Room with objects from 4 up, and which scenes were changed for it.
+    """Renumber labels of Objects Room so that objects start at 4. Also return which scenes were changed.
 
-    The published files number sky, floor, one or two halves of the wall, then the objects without a gap: where only
-    one half of the wall is in view, label 3 is an object. That shows in its neighbours, a wall being as high as the
-    room and as wide as it is seen: label 3 is an object where floor (1) or the other wall (2) lie above it, or sky (0)
-    or the other wall below it; where floor or sky lie to its right and it does not come from the left border, or the
-    other way round; where they lie on both sides; and where no other object is left, since only empty rooms have none.
-    It is a wall where all labels are used.
+    The published files number sky (0), floor (1), one or two halves of the wall, and then the objects, without gaps. If
+    only one half of the wall (2) is visible, label 3 is an object. A wall reaches from floor to sky, so label 3 is
+    taken for an object in these cases: label 1 or 2 is above it; label 0 or 2 is below it; label 0 or 1 is to its right
+    and it does not reach the left border, or vice versa; label 0 or 1 is on both sides; no higher label occurs, since
+    only empty rooms contain no objects. In all other cases, and also if label `num_entities - 1` occurs, label 3 is
+    taken for the other half of the wall.
     """
     third, floor_or_sky = labels == 3, labels < 2
     never_above, never_below = (labels == 1) | (labels == 2), (labels == 0) | (labels == 2)
@@ -34,8 +33,7 @@ def renumber_room(
     from_left, from_right = third[:, :, 0].any(1), third[:, :, -1].any(1)
     looks_like_object = above | below | (right & ~from_left) | (left & ~from_right) | (right & left)
     last = labels.max((1, 2))
-    alone = last == 3
-    moved = third.any((1, 2)) & (looks_like_object | alone) & (last < num_entities - 1)
+    moved = third.any((1, 2)) & (looks_like_object | (last == 3)) & (last < num_entities - 1)
     return labels + (moved[:, None, None] & (labels >= 3)).astype(np.uint8), moved
 
 
@@ -46,10 +44,10 @@ def pack_objects(
     num_background: int,
     max_objects: int,
 ) -> tuple[UInt8[np.ndarray, "H W"], dict[str, Shaped[np.ndarray, "max_objects"]]]:
-    """Put the objects that are present into the first columns, and their labels to match; 0 where there is none.
+    """Move the objects that are present to the first columns, renumber their labels, and fill other columns with 0.
 
     `factors[...][k]` and `present[k]` belong to label `num_background + k`. Pixels of an object that is not present
-    become label 0. Adds the factor `present`.
+    get label 0. The returned factors also contain `present`.
     """
     columns = np.flatnonzero(present)
     new_labels = np.zeros(256, np.uint8)

@@ -1,10 +1,10 @@
-"""ShapeStacks from its published tree (ogroth.github.io/shapestacks).
+"""Reader of ShapeStacks in its published folders (ogroth.github.io/shapestacks).
 
-    splits/default/{train,eval,test}.txt              a scenario a line
-    recordings/SCENARIO/rgb-*-cam_N-mono-0.png        224x224, one image a camera
-    iseg/SCENARIO/iseg-*-cam_N-mono-0.map             optional: instances, a PNG that holds 32 times the label
+    splits/default/{train,eval,test}.txt              one scenario per line
+    recordings/SCENARIO/rgb-*-cam_N-mono-0.png        224x224, one image per camera
+    iseg/SCENARIO/iseg-*-cam_N-mono-0.map             optional instance map: a PNG with 32 times the label
 
-Instance maps may also lie beside the images.
+Instance maps may also be in the folders of the images.
 """
 
 import re
@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pyro_lom.data.importers.block import Block, Damage, Reader, scenes_in_block
-from pyro_lom.data.pictures import fit, read_picture, size_text
+from pyro_lom.data.importers.block import Damage, Reader, Scene
+from pyro_lom.data.pictures import read_picture, size_text
 from pyro_lom.errors import UserError
 
-SPLITS = {"train": "train", "eval": "validation", "test": "test"}  # published name -> ours
+SPLITS = {"train": "train", "eval": "validation", "test": "test"}  # published name -> name in `Scenes.splits`
 VIEW = (224, 224)
-CROP = 196  # of the centre, as GENESIS
+CROP = (slice(14, 210), slice(14, 210))  # central 196x196 pixels, as in GENESIS
 MAX_BLOCKS = 6
 _VALUE_PER_LABEL = 32
 _SCENARIO = re.compile(r"env_(?:blocks|ccs)-\w+-h=(\d+)-vcom=(\d+)-vpsf=(\d+)-v=\d+$")
@@ -31,21 +31,19 @@ _CAMERA = re.compile(r"-cam_(\d+)-")
 
 
 class ShapeStacks(Reader):
-    """The views of the default split's scenarios before anything moves, shuffled once within each split.
+    """Reads the images of the default split's scenarios before anything moves, shuffled once within each split.
 
-    Factors, one column each: `num_blocks`, `stands` (neither centre of mass nor planar surface violated) and `camera`.
+    Factors have one column each: `num_blocks`, `stands` (neither centre of mass nor planar surface violated), `camera`.
 
     Args:
         root: the folder that holds splits/ and recordings/.
-        size: height and width of the images to be.
-        num: how many views to take, of each split its share; None takes all.
+        num: number of images to read, in proportion from each split; None reads all.
 
     Raises:
-        UserError: split files are missing or name scenarios that are not there.
+        UserError: files are missing, the splits name an image twice, or only some images have instance maps.
     """
 
     num_background = 1
-    unit = "scenes"
 
     def __init__(self, root: Path, size: int, num: int | None = None):
         self.root, self.size = root, size
@@ -62,8 +60,7 @@ class ShapeStacks(Reader):
             parts = zip(ends[:-1], np.diff(shares), strict=True)
             self._views = [view for first, share in parts for view in self._views[first : first + share]]
             ends = shares
-        self._splits = {split: range(*bounds) for split, bounds in zip(SPLITS.values(), pairwise(ends), strict=True)}
-        self.total = len(self._views)
+        self._ends, self.total = ends, len(self._views)
         if twice := self.total - len(set(self._views)):
             raise UserError(f"the split files in {root}/splits/default name {twice} images twice: restore them")
         self._damaged_rows: list[int] = []
@@ -75,37 +72,19 @@ class ShapeStacks(Reader):
                 "complete iseg/, or move it away to do without labels"
             )
 
-    def blocks(self, place: Any, damage: Damage) -> Iterator[Block]:
+    def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, dict[str, Any], int]]:
         place = place or {"row": 0, "damaged": []}
-        count = scenes_in_block(3 * self.size**2)
-        row, self._damaged_rows = place["row"], list(place["damaged"])
-        while row < self.total:
-            scenes = []
-            while row < self.total and len(scenes) < count:
-                try:
-                    scenes.append(self._scene(*self._views[row]))
-                except UserError as error:
-                    damage(f"image {row}", str(error))
-                    self._damaged_rows.append(row)
-                row += 1
-            if scenes:
-                images, labels, factors = zip(*scenes, strict=True)
-                columns = np.array(factors)
-                yield Block(
-                    np.stack(images),
-                    None if labels[0] is None else np.stack(labels),
-                    {name: columns[:, k : k + 1] for k, name in enumerate(("num_blocks", "stands", "camera"))},
-                    {"row": row, "damaged": list(self._damaged_rows)},
-                    row,
-                )
+        self._damaged_rows = list(place["damaged"])
+        for row in range(place["row"], self.total):
+            scene = damage.unless_damaged(self._scene, row)
+            if scene is None:
+                self._damaged_rows.append(row)
+            yield scene, {"row": row + 1, "damaged": list(self._damaged_rows)}, row + 1
 
     def splits(self, num_scenes: int) -> dict[str, range]:
-        damaged = np.array(self._damaged_rows, int)
-        bounds = {
-            split: [bound - int((damaged < bound).sum()) for bound in (rows.start, rows.stop)]
-            for split, rows in self._splits.items()
-        }
-        return {split: range(*pair) for split, pair in bounds.items() if pair[0] < pair[1]}
+        ends = [end - sum(row < end for row in self._damaged_rows) for end in self._ends]
+        splits = {split: range(*bounds) for split, bounds in zip(SPLITS.values(), pairwise(ends), strict=True)}
+        return {split: rows for split, rows in splits.items() if rows}
 
     def notes(self, place: Any) -> list[str]:
         return [] if self._views[0][1] else [f"there are no instance maps in {self.root}: the scenes have no labels"]
@@ -142,42 +121,42 @@ class ShapeStacks(Reader):
             raise UserError(f"no images in {folder}: expected files like rgb-...-cam_1-mono-0.png")
         return [(image, maps.get(camera_of(image))) for image in sorted(images, key=camera_of)]
 
-    def _scene(self, image: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray | None, list[int]]:
+    def _scene(self, row: int) -> Scene:
+        image, labels = self._views[row]
         height, *violations = map(int, _SCENARIO.match(image.parent.name).groups())
-        picture = self._view(image)
+        picture = _view(image)
         if picture.mode not in ("RGB", "RGBA"):
             raise UserError(f"{image} is of mode {picture.mode}, not RGB")
-        pixels = self._cropped(picture.convert("RGB"), Image.Resampling.BILINEAR)
-        factors = [height, int(violations == [0, 0]), camera_of(image)]
-        return pixels, None if labels is None else self._labels(labels), factors
+        factors = {"num_blocks": height, "stands": int(violations == [0, 0]), "camera": camera_of(image)}
+        return Scene(
+            np.asarray(picture.convert("RGB"))[CROP],
+            None if labels is None else _labels(labels)[CROP],
+            {name: np.array([value]) for name, value in factors.items()},
+        )
 
-    def _labels(self, path: Path) -> UInt8[np.ndarray, "H W"]:
-        picture = self._view(path)
-        values = np.asarray(picture)
-        if picture.mode not in ("RGBA", "RGB", "L"):
-            raise UserError(f"{path} is of mode {picture.mode}, not RGBA")
-        if values.ndim == 3:
-            if (values[..., :3] != values[..., :1]).any():
-                raise UserError(f"{path} is in colour, and no instance map")
-            values = values[..., 0]
-        labels, rest = np.divmod(values, _VALUE_PER_LABEL)
-        if rest.any() or labels.max() > MAX_BLOCKS:
-            wrong = values[(rest > 0) | (labels > MAX_BLOCKS)][0]
-            raise UserError(f"{path} holds {wrong}, not {_VALUE_PER_LABEL} times a label of 0 to {MAX_BLOCKS}")
-        return self._cropped(Image.fromarray(labels), Image.Resampling.NEAREST)
 
-    def _view(self, path: Path) -> Image.Image:
-        picture = read_picture(path)
-        if picture.size != VIEW:
-            raise UserError(f"{path} is {size_text(picture.size[::-1])}, not {size_text(VIEW)}")
-        return picture
+def _labels(path: Path) -> UInt8[np.ndarray, "H W"]:
+    picture = _view(path)
+    if picture.mode not in ("RGBA", "RGB", "L"):
+        raise UserError(f"{path} is of mode {picture.mode}, not RGBA")
+    channels = np.atleast_3d(np.asarray(picture))[..., :3]
+    values = channels[..., 0]
+    if (channels != values[..., None]).any():
+        raise UserError(f"{path} is in colour, and no instance map")
+    labels, rest = np.divmod(values, _VALUE_PER_LABEL)
+    if rest.any() or labels.max() > MAX_BLOCKS:
+        wrong = values[(rest > 0) | (labels > MAX_BLOCKS)][0]
+        raise UserError(f"{path} holds {wrong}, not {_VALUE_PER_LABEL} times a label of 0 to {MAX_BLOCKS}")
+    return labels
 
-    def _cropped(self, picture: Image.Image, resampling: Image.Resampling) -> np.ndarray:
-        margin = (VIEW[0] - CROP) // 2
-        centre = picture.crop((margin, margin, margin + CROP, margin + CROP))
-        return np.asarray(fit(centre, (self.size, self.size), resampling))
+
+def _view(path: Path) -> Image.Image:
+    picture = read_picture(path)
+    if picture.size != VIEW:
+        raise UserError(f"{path} is {size_text(picture.size[::-1])}, not {size_text(VIEW)}")
+    return picture
 
 
 def camera_of(path: Path) -> int:
-    """Number of the camera in a file's name."""
+    """Return the number of the camera in a file name."""
     return int(_CAMERA.search(path.name).group(1))

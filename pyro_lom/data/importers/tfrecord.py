@@ -1,9 +1,9 @@
-"""TFRecord files and the tf.train.Example messages in them, without TensorFlow and without trust.
+"""Readers of TFRecord files and of the tf.train.Example messages in them, without TensorFlow. All sizes are checked.
 
-A record is its length (8 bytes), the length's checksum (4), the body, and the body's checksum (4), little-endian. The
-checksums are masked CRC-32C: the CRC rotated right by 15 bits plus 0xa282ead8. The body is a protocol buffer:
-Example {1: Features {1: map<string, Feature>}}, Feature {1: BytesList | 2: FloatList | 3: Int64List}, each list a
-repeated field 1.
+A record consists of its length (8 bytes), the length's checksum (4), the body, and the body's checksum (4). Numbers are
+little-endian. A checksum is a masked CRC-32C: the CRC rotated right by 15 bits, plus 0xa282ead8. The body is a protocol
+buffer: Example {1: Features {1: map<string, Feature>}}, Feature {1: BytesList | 2: FloatList | 3: Int64List}. Each list
+is a repeated field 1.
 """
 
 import gzip
@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,28 +22,27 @@ from jaxtyping import Float32, UInt8
 from pyro_lom.data.importers.block import Damage
 from pyro_lom.errors import UserError
 
-_MAX_FEATURES = 64  # of an Example; the published ones have 2 and 12
+_MAX_FEATURES = 64  # per Example; the published files have 2 and 12
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 class Malformed(Exception):
-    """A body that is no Example, or not the one expected; the message says how."""
+    """Raised if a body is not an Example, or lacks expected content. The message contains the reason."""
 
 
 class Record(NamedTuple):
     number: int
-    """Its position in the file, from 0."""
+    """Position of the record in the file, from 0."""
     body: bytes
     next_offset: int
-    """Byte of the unpacked stream at which the next one starts."""
+    """Byte of the unpacked stream at which the next record starts."""
 
 
-class TFRecordFile:
-    """A TFRecord file, compressed with gzip or not, read from front to back in bounded memory.
+class TFRecordFile(AbstractContextManager):
+    """A TFRecord file, optionally compressed with gzip, that is read sequentially in bounded memory.
 
     Args:
-        path: the file.
-        max_bytes: a longer record is refused before it is read.
+        max_bytes: maximum length of a record. A longer record is an error, raised before it is read.
 
     Raises:
         UserError: the file cannot be opened.
@@ -59,24 +59,21 @@ class TFRecordFile:
             raise UserError(f"cannot read {path}: {error.strerror}; name another file or ask its owner") from error
         self._stream: BinaryIO = gzip.GzipFile(fileobj=self._raw) if is_gzip else self._raw
 
-    def __enter__(self) -> "TFRecordFile":
-        return self
-
     def __exit__(self, *_) -> None:
         self._stream.close()
         self._raw.close()
 
     def tell(self) -> int:
-        """Bytes of the file itself that were read, of `num_bytes`."""
+        """Return the number of bytes read from the file itself, which may be compressed; at most `num_bytes`."""
         return self._raw.tell()
 
     def records(self, damage: Damage, number: int = 0, offset: int = 0) -> Iterator[Record]:
-        """The records from `number` on, which starts at byte `offset` of the unpacked stream.
+        """Yield the records from `number` on. Record `number` starts at byte `offset` of the unpacked stream.
 
-        A body whose checksum is wrong goes to `damage`.
+        A body with a wrong checksum is reported to `damage`.
 
         Raises:
-            UserError: where the next record starts is unknown, since a length is wrong or the file ends early.
+            UserError: a length is wrong, the file ends early, or it cannot be unpacked: no later record can be found.
         """
         try:
             self._stream.seek(offset)
@@ -117,31 +114,26 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def parse_example(body: bytes) -> dict[str, memoryview]:
-    """The features of an Example by name, each still a serialised Feature.
+    """Return the features of an Example by name, each as a serialised Feature.
 
     Raises:
-        Malformed: it is not an Example.
+        Malformed: the body is not an Example.
     """
     features = {}
     for message in _messages(memoryview(body), 1):
         for entry in _messages(message, 1):
-            key, value = b"", memoryview(b"")
-            for number, _, content in _fields(entry):
-                if number == 1 and isinstance(content, memoryview):
-                    key = bytes(content)
-                elif number == 2 and isinstance(content, memoryview):
-                    value = content
-            features[key.decode("utf-8", "replace")] = value
+            key_and_value = {1: b"", 2: memoryview(b"")} | _contents(entry)
+            features[bytes(key_and_value[1]).decode("utf-8", "replace")] = key_and_value[2]
             if len(features) > _MAX_FEATURES:
                 raise Malformed(f"it has more than {_MAX_FEATURES} features")
     return features
 
 
 def byte_values(features: dict[str, memoryview], name: str, count: int) -> UInt8[np.ndarray, "count"]:
-    """A feature of bytes: `count` strings of one byte, as these data sets are published, or fewer longer ones.
+    """Return a feature of `count` bytes. The file may store one string per byte, as published, or longer strings.
 
     Raises:
-        Malformed: it is missing, of another type, or of another size.
+        Malformed: the feature is missing, of another type, or of another size.
     """
     payload = _list(features, name, kind=1)
     if len(payload) == 3 * count:
@@ -155,16 +147,14 @@ def byte_values(features: dict[str, memoryview], name: str, count: int) -> UInt8
 
 
 def float_values(features: dict[str, memoryview], name: str, count: int) -> Float32[np.ndarray, "count"]:
-    """A feature of `count` floats.
+    """Return a feature of `count` floats.
 
     Raises:
-        Malformed: it is missing, of another type, or of another size.
+        Malformed: the feature is missing, of another type, or of another size.
     """
-    parts = []
-    for number, wire_type, content in _fields(_list(features, name, kind=2)):
-        if number == 1 and wire_type in (_LENGTH_DELIMITED, _FIXED32):  # packed, or one by one
-            parts.append(content)
-    joined = b"".join(parts)
+    fields = _fields(_list(features, name, kind=2))
+    packed_or_separate = (_LENGTH_DELIMITED, _FIXED32)
+    joined = b"".join(content for number, kind, content in fields if number == 1 and kind in packed_or_separate)
     if len(joined) != 4 * count:
         raise Malformed(f"its {name} holds {len(joined)} bytes of floats where {4 * count} are expected")
     return np.frombuffer(joined, "<f4")
@@ -174,14 +164,19 @@ def _list(features: dict[str, memoryview], name: str, kind: int) -> memoryview:
     if name not in features:
         held = ", ".join(sorted(features))[:200] or "nothing"
         raise Malformed(f"it has no feature {name!r} (it holds {held})")
-    lists = {number: content for number, _, content in _fields(features[name]) if isinstance(content, memoryview)}
+    lists = _contents(features[name])
     if kind not in lists:
         raise Malformed(f"its {name} is of another type")
     return lists[kind]
 
 
+def _contents(message: memoryview) -> dict[int, memoryview]:
+    """Return the content of the last field of each number from 1 to 3, varints excepted."""
+    return {n: content for n, _, content in _fields(message) if n <= 3 and isinstance(content, memoryview)}
+
+
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    """The contents of every length-delimited field `number`."""
+    """Yield the content of every length-delimited field with this number."""
     for found, _, content in _fields(message):
         if found == number:
             if not isinstance(content, memoryview):
@@ -190,7 +185,7 @@ def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """(number, wire type, content) of each field; content is an int for varints, else a view of its bytes."""
+    """Yield (number, wire type, content) of each field. The content of a varint is an int, otherwise a memoryview."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -213,7 +208,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 64, 7):  # 10 bytes at most
+    for shift in range(0, 64, 7):  # at most 10 bytes
         if position >= len(message):
             raise Malformed("it ends within a number")
         byte = message[position]

@@ -1,1 +1,1 @@
-"""Renderers of stand-ins for the published data sets, with the truth about every pixel and object."""
+"""Renderers of substitutes for the published data sets, with the label of each pixel and factors of each object."""

@@ -1,12 +1,13 @@
-"""Stacks of blocks in the manner of ShapeStacks: how they are piled up, and what physics makes of them.
+"""Stacks of blocks as in ShapeStacks: their random construction, and the simulation of their physics.
 
-Sizes and rules are those of the published generator (github.com/ogroth/shapestacks): every dimension from 0.5 to 1;
-piled from the top down, so that the centre of mass of what lies above is known, and put within half of the surface
-under it. A stack breaks that rule at one place (`MASS`), or has a round block below its top (`SURFACE`).
+Sizes and rules follow the published generator (github.com/ogroth/shapestacks). Every dimension is between 0.5 and 1.
+Positions are drawn from the top block down. The centre of mass of all blocks above a block must be within the inner
+half of its surface. A stack can break that rule at one block (`MASS`), or have a round block below its top (`SURFACE`).
 """
 
+from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,39 +17,36 @@ MASS, SURFACE = "mass", "surface"
 COLOURS = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1)], float)
 GEOM_TYPES = {CUBOID: "box", CYLINDER: "cylinder", LYING_CYLINDER: "cylinder", SPHERE: "sphere"}
 MAX_BLOCKS = 6
-MOVED = 0.08  # a stack in which a block moves further has not stood
-_BEYOND = 0.05  # how far past the edge the centre of mass lies where that rule is broken
-_SPREAD = 2.0  # of the middle of stacks, to all sides
-_AT_REST = 0.02  # units, or radians, a second
-_STEP, _STEPS_PER_LOOK, _LOOKS = 0.004, 25, 20  # of physics, 2 seconds in all
+MOVED = 0.08  # maximum movement of any block in a stack that stands
+_BEYOND = 0.05  # distance of the centre of mass from the block's edge where `MASS` is broken
+_SPREAD = 2.0  # maximum distance of a stack's centre from the origin, along x and along y
+_AT_REST = 0.02  # maximum velocity of a block at rest, in units or radians per second
+_STEP = 0.004  # seconds per step of the simulation
 
 
 class Stack(NamedTuple):
-    """Blocks from the lowest to the highest."""
+    """A stack of blocks, in order from the lowest to the highest."""
 
     shape: Int[np.ndarray, "blocks"]
     half: Float[np.ndarray, "blocks 3"]
-    """Half the extent along the block's own x and y, and upwards."""
+    """Half the extent along the block's own x and y, and along the vertical."""
     position: Float[np.ndarray, "blocks 3"]
-    """Of the middle."""
+    """Centre of each block."""
     quaternion: Float[np.ndarray, "blocks 4"]
     colour: Int[np.ndarray, "blocks"]
     """Index into `COLOURS`."""
 
 
 def pile(rng: np.random.Generator, num_blocks: int, broken_rule: str | None = None) -> Stack:
-    """A stack that keeps the rules, or breaks one of them, below its highest block or somewhere lower."""
+    """Draw a stack that keeps all rules, or breaks `broken_rule` at a random block below the highest."""
     violated = int(rng.integers(num_blocks - 1)) if broken_rule else -1
+    choices = [[CUBOID, CYLINDER]] * (num_blocks - 1) + [[CUBOID, CYLINDER, LYING_CYLINDER, SPHERE]]
+    if broken_rule == SURFACE:
+        choices[violated] = [LYING_CYLINDER, SPHERE]
     shapes, halves = [], []
-    for block in range(num_blocks):
-        if block == num_blocks - 1:
-            shape = int(rng.integers(4))
-        elif block == violated and broken_rule == SURFACE:
-            shape = int(rng.choice([LYING_CYLINDER, SPHERE]))
-        else:
-            shape = int(rng.choice([CUBOID, CYLINDER]))
-        shapes.append(shape)
-        halves.append(_half(rng, shape))
+    for choice in choices:
+        shapes.append(int(rng.choice(choice)))
+        halves.append(_half(rng, shapes[-1]))
     yaw = rng.uniform(0, 360, num_blocks)
     shape, half = np.array(shapes), np.array(halves)
     mass = np.prod(2 * half, axis=1) * np.array([1, np.pi / 4, np.pi / 4, np.pi / 6])[shape]
@@ -57,8 +55,9 @@ def pile(rng: np.random.Generator, num_blocks: int, broken_rule: str | None = No
     for block in reversed(range(num_blocks - 1)):
         above = slice(block + 1, None)
         balance = mass[above] @ position[above, :2] / mass[above].sum()
-        offset = _offset(rng, shapes[block], half[block], broken_rule if block == violated else None)
-        position[block, :2] = balance - _turned(offset, yaw[block])
+        x, y = _offset(rng, shapes[block], half[block], broken_rule if block == violated else None)
+        cos, sin = np.cos(np.radians(yaw[block])), np.sin(np.radians(yaw[block]))
+        position[block, :2] = balance - (cos * x - sin * y, sin * x + cos * y)
     position[:, :2] += rng.uniform(-_SPREAD, _SPREAD, 2) - position[:, :2].mean(0)
     height = 2 * half[:, 2]
     position[:, 2] = np.cumsum(height) - height / 2
@@ -67,11 +66,8 @@ def pile(rng: np.random.Generator, num_blocks: int, broken_rule: str | None = No
 
 
 def let_go(mujoco: ModuleType, stack: Stack) -> bool:
-    """Whether the stack stands for 2 seconds under gravity."""
-    model = mujoco.MjModel.from_xml_string(_physics(stack))
-    data = mujoco.MjData(model)
-    for _ in range(_LOOKS):
-        mujoco.mj_step(model, data, nstep=_STEPS_PER_LOOK)
+    """Return whether the stack stands for 2 seconds under gravity."""
+    for data in _simulated(mujoco, stack, 2):
         moved = np.linalg.norm(data.qpos.reshape(-1, 7)[:, :3] - stack.position, axis=1)
         if moved.max() > MOVED:
             return False
@@ -79,35 +75,30 @@ def let_go(mujoco: ModuleType, stack: Stack) -> bool:
 
 
 def topple(mujoco: ModuleType, stack: Stack) -> Stack | None:
-    """Where blocks lie once all are at rest; None if they are not within 10 seconds, or only one is on the floor."""
-    model = mujoco.MjModel.from_xml_string(_physics(stack))
-    data = mujoco.MjData(model)
-    for _ in range(5 * _LOOKS):
-        mujoco.mj_step(model, data, nstep=_STEPS_PER_LOOK)
+    """Return the fallen stack at rest; None if it moves for 10 seconds or has fewer than two blocks on the floor."""
+    for data in _simulated(mujoco, stack, 10):
         if np.abs(data.qvel).max() < _AT_REST:
-            break
-    else:
-        return None
-    on_floor = {int(geoms.max()) for geoms in data.contact.geom if geoms.min() == 0}
-    poses = data.qpos.reshape(-1, 7).copy()
-    return stack._replace(position=poses[:, :3], quaternion=poses[:, 3:]) if len(on_floor) > 1 else None
+            on_floor = {int(geoms.max()) for geoms in data.contact.geom if geoms.min() == 0}
+            poses = data.qpos.reshape(-1, 7).copy()
+            return stack._replace(position=poses[:, :3], quaternion=poses[:, 3:]) if len(on_floor) > 1 else None
+    return None
 
 
 def geom_size(shape: int, half: Float[np.ndarray, "3"]) -> tuple[float, float, float]:
-    """The three numbers by which MuJoCo knows the size of such a block."""
+    """Return the size of a block as the three numbers that MuJoCo requires."""
     x, y, z = map(float, half)
     return {CUBOID: (x, y, z), CYLINDER: (x, z, 0.0), LYING_CYLINDER: (x, y, 0.0), SPHERE: (x, 0.0, 0.0)}[shape]
 
 
 def lift(rng: np.random.Generator, stack: Stack) -> Stack:
-    """The stack with its upper part, cut off at random, moved up by 0.6 to 1.2."""
+    """Return the stack with a random block, not the lowest, and all blocks above it raised by 0.6 to 1.2."""
     position = stack.position.copy()
     position[rng.integers(1, len(position)) :, 2] += rng.uniform(0.6, 1.2)
     return stack._replace(position=position)
 
 
 def set_apart(rng: np.random.Generator, stack: Stack) -> Stack:
-    """The blocks beside each other on the floor, in a square that grows with their number, none in another."""
+    """Return the blocks at random places on the floor, without overlap, in a square of side length `num_blocks`."""
     spread, reach = 0.5 * len(stack.shape), np.linalg.norm(stack.half[:, :2], axis=1)
     while True:
         places = rng.uniform(-spread, spread, (len(reach), 2))
@@ -117,7 +108,7 @@ def set_apart(rng: np.random.Generator, stack: Stack) -> Stack:
 
 
 def heading(quaternion: Float[np.ndarray, "blocks 4"]) -> Float[np.ndarray, "blocks"]:
-    """Degrees from the world's x axis to each block's own, seen from above."""
+    """Return the angle in degrees from the world's x axis to each block's x axis, seen from above."""
     w, x, y, z = quaternion.T
     return np.degrees(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y**2 + z**2))) % 360
 
@@ -128,9 +119,9 @@ def _half(rng: np.random.Generator, shape: int) -> np.ndarray:
 
 
 def _offset(rng: np.random.Generator, shape: int, half: np.ndarray, broken_rule: str | None) -> np.ndarray:
-    """Of the centre of mass above a block from the block's middle, along its own x and y."""
+    """Draw the offset of the centre of mass above a block from the block's centre, along the block's x and y."""
     side = rng.choice([-1, 1], 2)
-    if shape in (LYING_CYLINDER, SPHERE):  # a little off the line or point where it would balance
+    if shape in (LYING_CYLINDER, SPHERE):  # slightly off the line or point of balance
         return rng.uniform(0.02, 0.06, 2) * side
     if broken_rule == MASS:
         over = np.array([(1, 0), (0, 1), (1, 1)][rng.integers(3)], bool)
@@ -141,29 +132,32 @@ def _offset(rng: np.random.Generator, shape: int, half: np.ndarray, broken_rule:
             return offset * half[:2]
 
 
-def _turned(offset: np.ndarray, yaw: float) -> np.ndarray:
-    cos, sin = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
-    return np.array([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]])
-
-
 def _quaternions(shape: np.ndarray, yaw: np.ndarray) -> Float[np.ndarray, "blocks 4"]:
-    """Turned about z, after a cylinder that lies was tipped about x."""
+    """Return rotations by `yaw` about z. Lying cylinders are first rotated by 90 degrees about x."""
     w, z = np.cos(np.radians(yaw) / 2), np.sin(np.radians(yaw) / 2)
     lies = shape == LYING_CYLINDER
     tipped = np.sqrt(0.5) * np.stack([w, w, z, z], 1)
     return np.where(lies[:, None], tipped, np.stack([w, 0 * w, 0 * w, z], 1))
 
 
+def _simulated(mujoco: ModuleType, stack: Stack, seconds: int) -> Iterator[Any]:
+    """Yield the state of the stack under gravity, an `MjData`, ten times per second."""
+    model = mujoco.MjModel.from_xml_string(_physics(stack))
+    data = mujoco.MjData(model)
+    for _ in range(10 * seconds):
+        mujoco.mj_step(model, data, nstep=round(0.1 / _STEP))
+        yield data
+
+
 def _physics(stack: Stack) -> str:
     bodies = []
-    for shape, half, position, quaternion in zip(
-        stack.shape.tolist(), stack.half, stack.position, stack.quaternion, strict=True
-    ):
-        numbers = [" ".join(map(repr, map(float, row))) for row in (position, quaternion, geom_size(shape, half))]
+    for shape, half, position, quaternion, _ in zip(*stack, strict=True):
+        vectors = (position, quaternion, geom_size(int(shape), half))
+        place, turn, size = (" ".join(map(repr, map(float, vector))) for vector in vectors)
         friction = "1 0.01 0.01" if GEOM_TYPES[shape] == "cylinder" else "1 0.005 0.0001"
         bodies.append(
-            f'<body pos="{numbers[0]}" quat="{numbers[1]}"><freejoint/><geom type="{GEOM_TYPES[shape]}" '
-            f'size="{numbers[2]}" friction="{friction}" condim="6"/></body>'
+            f'<body pos="{place}" quat="{turn}"><freejoint/><geom type="{GEOM_TYPES[shape]}" '
+            f'size="{size}" friction="{friction}" condim="6"/></body>'
         )
     return (
         f'<mujoco><option timestep="{_STEP}" cone="elliptic"/><worldbody>'

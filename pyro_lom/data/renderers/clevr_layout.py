@@ -1,7 +1,7 @@
-"""Which objects lie where in a scene of CLEVR, and which of them each pixel shows.
+"""Layouts of objects in scenes of CLEVR, and the label of each pixel.
 
-Numbers and rules are those of the published generator (github.com/facebookresearch/clevr-dataset-gen). Images show
-the 192x192 pixels of its 320x240 that are kept of it (rows 29 to 220, columns 64 to 255).
+Numbers and rules follow the published generator (github.com/facebookresearch/clevr-dataset-gen). It renders 320x240
+pixels; images show the 192x192 pixels in rows 29 to 220 and columns 64 to 255, as in the importer of CLEVR6.
 """
 
 from typing import NamedTuple
@@ -25,14 +25,14 @@ COLOURS = np.array(
     ]
 )
 MIN_OBJECTS, MAX_OBJECTS = 3, 6
-MIN_SHARE = 200 / 192**2  # of the image: what is seen of each object at least
-VIEW = 2 * np.arctan(16 / 35 * 192 / 320)  # angle that the camera sees
+MIN_SHARE = 200 / 192**2  # of the image: minimum visible area of an object
+VIEW = 2 * np.arctan(16 / 35 * 192 / 320)  # the camera's angle of view, in radians
 _CAMERA, _TARGET = np.array([7.48, -6.51, 5.34]), np.array([0, 0, 0.25])
 _CAMERA_JITTER = 0.5
-_HALF_FLOOR = 3.0  # objects lie within it
-_MIN_DISTANCE = 0.25  # between surfaces, as seen from above
-_MARGIN = 0.4  # between middles along the camera's right and ahead, so that left of and behind are never unclear
-_TRIES = 50  # to place an object before all are taken off again
+_HALF_FLOOR = 3.0  # x and y of objects are between -3 and 3
+_MIN_DISTANCE = 0.25  # between surfaces, seen from above
+_MARGIN = 0.4  # between centres along the camera's right and ahead: left and right, front and behind are clear
+_TRIES = 50  # to place an object before all objects are placed anew
 
 
 class Layout(NamedTuple):
@@ -43,9 +43,9 @@ class Layout(NamedTuple):
     color: Int[np.ndarray, "objects"]
     """Index into `COLOURS`."""
     position: Float[np.ndarray, "objects 3"]
-    """Of the middle."""
+    """Centre of each object."""
     rotation: Float[np.ndarray, "objects"]
-    """About z, in degrees."""
+    """Rotation about z, in degrees."""
     camera: Float[np.ndarray, "3"]
 
     @property
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 
     @property
     def axes(self) -> Float[np.ndarray, "3 3"]:
-        """Rows: to the right, down and ahead, as the camera sees."""
+        """The camera's axes, as rows: right, down and ahead."""
         ahead = _TARGET - self.camera
         ahead = ahead / np.linalg.norm(ahead)
         right = np.cross(ahead, [0, 0, 1])
@@ -63,40 +63,32 @@ class Layout(NamedTuple):
         return np.stack([right, np.cross(ahead, right), ahead])
 
     def in_image(self, size: int) -> Float[np.ndarray, "objects 3"]:
-        """Column and row, in pixels, of the middle of each object, and how far ahead it is."""
+        """Return the column and row of each object's centre, in pixels, and its distance along the camera's axis."""
         right, down, ahead = self.axes @ (self.position - self.camera).T
         scale = size / 2 / np.tan(VIEW / 2) / ahead
         return np.stack([size / 2 + scale * right, size / 2 + scale * down, ahead], 1)
 
     def looks_towards(self, place: Float[np.ndarray, "3"]) -> bool:
-        """Whether something at `place`, of half a unit or less to all sides, could be in the image."""
+        """Return whether an object at `place`, up to half a unit in each direction, could be visible."""
         right, down, ahead = self.axes @ (place - self.camera)
         return bool(ahead > -0.5 and max(abs(right), abs(down)) < np.tan(VIEW / 2) * ahead + 0.75)
 
 
 def lay_out(rng: np.random.Generator) -> Layout:
-    """Objects that keep the rules of distance; whether all are seen is for `labels_of` to show."""
+    """Draw objects that keep the distance rules. Their visibility is not checked."""
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS, endpoint=True))
     shape, size, material, color = (rng.integers(n, size=count) for n in (3, 2, 2, len(COLOURS)))
-    layout = Layout(
-        shape=shape,
-        size=size,
-        material=material,
-        color=color,
-        position=np.zeros((count, 3)),
-        rotation=rng.uniform(0, 360, count),
-        camera=_CAMERA + rng.uniform(-_CAMERA_JITTER, _CAMERA_JITTER, 3),
-    )
+    rotation, camera = rng.uniform(0, 360, count), _CAMERA + rng.uniform(-_CAMERA_JITTER, _CAMERA_JITTER, 3)
+    layout = Layout(shape, size, material, color, np.zeros((count, 3)), rotation, camera)
     right, _, ahead = layout.axes
     cardinal = np.stack([right[:2], ahead[:2] / np.linalg.norm(ahead[:2])])
-    places = None
-    while places is None:
-        places = _places(rng, layout.scale, cardinal)
+    while (places := _places(rng, layout.scale, cardinal)) is None:
+        pass
     return layout._replace(position=np.column_stack([places, layout.scale]))
 
 
 def labels_of(layout: Layout, size: int) -> UInt8[np.ndarray, "size size"]:
-    """0 the floor, 1.. the objects: whatever a ray through the middle of each pixel meets first."""
+    """Return labels: k + 1 where the ray through the pixel's centre meets object k first, 0 where it meets none."""
     across = (np.arange(size) + 0.5) / size * 2 - 1
     right, down = np.meshgrid(across * np.tan(VIEW / 2), across * np.tan(VIEW / 2))
     rays = np.stack([right, down, np.ones_like(right)], -1) @ layout.axes
@@ -112,7 +104,7 @@ def labels_of(layout: Layout, size: int) -> UInt8[np.ndarray, "size size"]:
 
 
 def _places(rng: np.random.Generator, scale: np.ndarray, cardinal: np.ndarray) -> np.ndarray | None:
-    """Where objects of those sizes lie; None if one of them finds no place."""
+    """Draw places of objects with radii `scale`; return None if an object has no place."""
     places = np.zeros((0, 2))
     for k in range(len(scale)):
         for _ in range(_TRIES):
@@ -128,7 +120,7 @@ def _places(rng: np.random.Generator, scale: np.ndarray, cardinal: np.ndarray) -
     return places
 
 
-# How far along each ray, in units of its length, a shape lies that reaches from -1 to 1; infinity where it is missed.
+# These functions return the distance along each ray, in ray lengths, to a shape from -1 to 1, or infinity.
 
 
 def _meets_sphere(start: Float[np.ndarray, "3"], rays: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
@@ -153,7 +145,7 @@ def _meets_cylinder(start: Float[np.ndarray, "3"], rays: Float[np.ndarray, "H W 
 
 
 def _between_planes(start: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays enter and leave -1 to 1 along each axis."""
+    """Return the distances at which rays enter and leave the range -1 to 1 along each axis."""
     with np.errstate(divide="ignore"):
         near, far = (-1 - start) / rays, (1 - start) / rays
     return np.minimum(near, far), np.maximum(near, far)

@@ -1,4 +1,4 @@
-"""Scenes made by several processes, in order, and the same however many there are."""
+"""Rendering in several processes. The number of processes changes neither the scenes nor their order."""
 
 import functools
 import multiprocessing
@@ -9,32 +9,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Shaped, UInt8
+from typing import Any
 
 from pyro_lom.data.renderers.renderer import Renderer, RenderScene
+from pyro_lom.data.writer import Stacked, stacked
 from pyro_lom.errors import UserError
 
 
-class RenderedBlock(NamedTuple):
-    """Successive scenes, as `SceneWriter.append` takes them."""
-
-    images: UInt8[np.ndarray, "n H W 3"]
-    labels: UInt8[np.ndarray, "n H W"]
-    factors: dict[str, Shaped[np.ndarray, "n max_objects"]]
-
-
 class RenderPool:
-    """Processes that render; a context manager, and ready when entered.
+    """A context manager that renders in several processes. Entering it starts the engine in the first process.
 
-    Processes are spawned: an OpenGL context does not survive a fork. They ignore Ctrl-C, which is for this process to
-    act on, and end with it even if it is killed.
-
-    Args:
-        renderer: what they render.
-        workers: how many there are.
+    Processes are spawned, because an OpenGL context does not survive a fork. They ignore Ctrl-C, which only the parent
+    process handles. They end when the parent process ends, even if it is killed.
 
     Raises:
         UserError: the engine cannot be started.
@@ -48,19 +34,18 @@ class RenderPool:
         self._executor = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_end_with_parent)
         try:
             self._submit(_open, self._renderer).result()
-        except BrokenProcessPool as error:
+        except BaseException as error:
             self.__exit__()
-            raise UserError(f"{self._renderer.engine} ended the process that it was started in") from error
-        except BaseException:
-            self.__exit__()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(f"{self._renderer.engine} ended the process that it was started in") from error
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def blocks(self, seed: int, rows: range) -> Iterator[RenderedBlock]:
-        """Scenes `rows` of a seed, in order.
+    def blocks(self, seed: int, rows: range) -> Iterator[Stacked]:
+        """Yield the scenes `rows` of a seed in order, in blocks.
 
         Raises:
             BrokenProcessPool: a process was killed.
@@ -68,14 +53,14 @@ class RenderPool:
         size, pending = self._renderer.block_size, deque()
         for start in range(rows.start, rows.stop, size):
             pending.append(self._submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop))))
-            if len(pending) > 2 * self._workers:  # enough that none is idle while a block is being written
+            if len(pending) > 2 * self._workers:  # enough to keep all processes busy while a block is written
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
     def _submit(self, *task: Any) -> Future:
-        """Start a task, and a process for it unless one is idle."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits it
+        """Submit a task. The executor starts a new process for it unless a process is idle."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits the mask
         try:
             return self._executor.submit(*task)
         finally:
@@ -99,7 +84,5 @@ def _open(renderer: Renderer) -> None:
     _opened(renderer)
 
 
-def _render(renderer: Renderer, seed: int, rows: range) -> RenderedBlock:
-    images, labels, factors = zip(*(_opened(renderer)(seed, row) for row in rows), strict=True)
-    stacked = {name: np.stack([values[name] for values in factors]) for name in factors[0]}
-    return RenderedBlock(np.stack(images), np.stack(labels), stacked)
+def _render(renderer: Renderer, seed: int, rows: range) -> Stacked:
+    return stacked(_opened(renderer)(seed, row) for row in rows)

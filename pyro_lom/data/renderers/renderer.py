@@ -1,62 +1,54 @@
-"""What every renderer offers, and how a scene follows from its seed."""
+"""The interface of renderers, and functions that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
+from pyro_lom.data.writer import Scene
 from pyro_lom.errors import UserError
 
-MAX_TRIES = 1000  # layouts of one scene that may break a rule before that is a mistake in the rules
+MAX_TRIES = 1000  # layouts tried for one scene; if all of them break a rule, the rules are wrong
 
 
-class RenderedScene(NamedTuple):
-    image: UInt8[np.ndarray, "H W 3"]
-    labels: UInt8[np.ndarray, "H W"]
-    """Background entities are 0..num_background-1, objects come after them."""
-    factors: dict[str, Shaped[np.ndarray, "max_objects"]]
-    """Properties of each object by name, 0 where there is none; a property of the scene has one column."""
-
-
-RenderScene = Callable[[int, int], RenderedScene]
-"""(seed, index) -> the scene: the same one in whatever process and order."""
+RenderScene = Callable[[int, int], Scene]
+"""A function that renders scene (seed, index). The scene depends neither on the process nor on the order of calls."""
 
 
 class Renderer(ABC):
-    """One kind of scene. A frozen dataclass, which costs nothing to make and to send to another process."""
+    """A renderer of one kind of scene. Subclasses are frozen dataclasses, which are cheap to create and to pickle."""
 
     size: int
     """Height and width in pixels."""
     num_background: int
-    """How many labels are background."""
+    """Number of background labels."""
     version: int
-    """Goes up whenever the scenes of a seed change."""
+    """Version of the scenes. It increases whenever the scenes of a seed change."""
     block_size: int
-    """Scenes to make at a time, so that they take a second or two."""
+    """Number of scenes per task of a process, which takes one or two seconds."""
     views: int = 1
-    """Successive scenes that show the same objects: splits keep them together."""
+    """Number of successive scenes that show the same objects. Splits keep them together."""
     package: str
-    """The engine, as it is called where packages are installed from."""
+    """Name of the engine's Python package."""
     extra: str
-    """The extra of this project that installs it."""
+    """Name of the extra of this project that installs the engine."""
 
     @abstractmethod
     def open(self) -> RenderScene:
-        """Start the engine, once in a process.
+        """Start the engine, once per process, and return the function that renders.
 
         Raises:
-            UserError: it cannot be started.
+            UserError: the engine cannot be started.
         """
 
     @property
     def engine(self) -> str:
-        """Name and version of the engine.
+        """The name and version of the engine.
 
         Raises:
-            UserError: it is not installed.
+            UserError: the engine is not installed.
         """
         try:
             return f"{self.package} {version(self.package)}"
@@ -67,15 +59,15 @@ class Renderer(ABC):
 
 
 def generator(renderer: Renderer, seed: int, index: int) -> np.random.Generator:
-    """Source of all that is random in layout `index` of a seed."""
+    """Return the random generator for scene layout `index` of a seed."""
     return np.random.default_rng((renderer.version, seed, index))
 
 
 def pixels_of(labels: UInt8[np.ndarray, "H W"], num_background: int, num_objects: int) -> np.ndarray:
-    """(num_objects,): how many pixels show each object."""
+    """Return the number of pixels of each object, shape (num_objects,)."""
     return np.bincount(labels.ravel(), minlength=num_background + num_objects)[num_background:]
 
 
-def padded(values: dict[str, Shaped[np.ndarray, "objects"]], columns: int) -> dict[str, np.ndarray]:
-    """Each array filled up with zeros to `columns`."""
-    return {name: np.pad(column, (0, columns - len(column))) for name, column in values.items()}
+def padded(values: dict[str, Shaped[np.ndarray, "objects"]], columns: int) -> dict[str, Float32[np.ndarray, "columns"]]:
+    """Return each array as float32, padded with zeros to length `columns`."""
+    return {name: np.pad(column.astype(np.float32), (0, columns - len(column))) for name, column in values.items()}

@@ -1,7 +1,7 @@
-"""Stacks of blocks in the manner of ShapeStacks, simulated and drawn by MuJoCo, with textures of our own.
+"""Renderer of stacks of blocks as in ShapeStacks, simulated and rendered by MuJoCo. The textures are our own.
 
-World, cameras, lights and colours are those of the published generator (github.com/ogroth/shapestacks); images show
-the middle 196 of the 224 pixels that it draws, as GENESIS crops them.
+World, cameras, lights and colours follow the published generator (github.com/ogroth/shapestacks). It renders 224x224
+pixels; images show the central 196x196 pixels, as in GENESIS.
 """
 
 from dataclasses import dataclass
@@ -12,53 +12,31 @@ import numpy as np
 from jaxtyping import UInt8
 from scipy.ndimage import binary_dilation
 
-from pyro_lom.data.renderers.blocks import (
-    COLOURS,
-    GEOM_TYPES,
-    MASS,
-    MAX_BLOCKS,
-    SURFACE,
-    Stack,
-    geom_size,
-    heading,
-    let_go,
-    lift,
-    pile,
-    set_apart,
-    topple,
-)
-from pyro_lom.data.renderers.renderer import (
-    MAX_TRIES,
-    RenderedScene,
-    Renderer,
-    RenderScene,
-    generator,
-    padded,
-    pixels_of,
-)
+from pyro_lom.data.renderers import blocks
+from pyro_lom.data.renderers.blocks import MAX_BLOCKS, Stack
+from pyro_lom.data.renderers.renderer import MAX_TRIES, Renderer, RenderScene, generator, padded, pixels_of
 from pyro_lom.data.renderers.shapestacks_model import FLOORS, WALLS, world
-from pyro_lom.data.renderers.view import View, mujoco_with_gl
+from pyro_lom.data.renderers.view import Stage
+from pyro_lom.data.writer import Scene
 
 Broken = Literal["floating", "apart", "toppled"]
-MIN_SHARE = 0.005  # of the image: what is seen of each block at least, so that `metrics/stacks.py` counts it
-_GAP = 3 / 64  # of the image: where a break is to be seen, it is at least as wide
-_OUT_OF_SIGHT = (0.0, 0.0, -50.0)
+MIN_SHARE = 0.005  # of the image: minimum visible area of a block, so that `metrics/stacks.py` counts it
+_GAP = 3 / 64  # of the image's width: minimum width of a visible gap in a broken stack
 
 
 @dataclass(frozen=True)
 class ShapeStacks(Renderer):
-    """Labels are 0 background, 1.. blocks from the lowest up. Half of the stacks of two blocks or more will fall; they
-    are shown before anything moves.
+    """Renderer of stacks before anything moves. Half of the stacks with two or more blocks are unstable. Label 0 is the
+    background; the blocks have labels from 1, starting with the lowest.
 
-    Factors, one column per block and 0 where there is none: `present`, `order` (1 is the lowest), `shape` (0 cuboid,
+    Factors have one column per block, and 0 for absent blocks: `present`, `order` (1 is the lowest), `shape` (0 cuboid,
     1 cylinder, 2 lying cylinder, 3 sphere), `width`, `depth`, `height`, `colour` (index into `blocks.COLOURS`), `x`,
-    `y`, `z` of the middle and `yaw` in degrees; and of the scene, in one column, `num_blocks`, `stands`, which physics
-    decides, and `camera`, 1 to 16 as in the published files.
+    `y`, `z` of the centre and `yaw` in degrees. Factors of the scene have one column: `num_blocks`, `stands`
+    (simulated; 0 for broken stacks) and `camera` (1 to 16, as in the published files).
 
     Args:
-        size: height and width of the images.
-        broken: draws stacks of two blocks or more that do not hold together: an upper part that is "floating" above
-            the lower one, blocks "apart" on the floor, or what a stack that falls becomes ("toppled").
+        broken: None, or how two or more blocks fail to form a stack: the upper part is "floating" above the lower
+            part, the blocks are "apart" on the floor, or a stack has fallen and is at rest ("toppled").
     """
 
     size: int = 64
@@ -74,33 +52,22 @@ class ShapeStacks(Renderer):
         return _World(self).render
 
 
-class _World:
-    """A model whose parts are moved and dyed for each stack."""
-
+class _World(Stage):
     def __init__(self, renderer: ShapeStacks):
-        self._renderer = renderer
-        self._mujoco = mujoco = mujoco_with_gl()
-        self._model = model = mujoco.MjModel.from_xml_string(*world(View.buffer(renderer.size)))
-        model.geom_sameframe[:] = 0  # else geoms that were compiled at the origin stay there
-        self._data = mujoco.MjData(model)
-        self._view = View(mujoco, model, renderer.size)
-        self._types = {shape: getattr(mujoco.mjtGeom, f"mjGEOM_{name.upper()}") for shape, name in GEOM_TYPES.items()}
-        self._blocks = [model.geom(f"block{k}").id for k in range(MAX_BLOCKS)]
-        self._label_of = np.zeros(model.ngeom + 1, np.uint8)
-        self._label_of[self._blocks] = 1 + np.arange(MAX_BLOCKS)
-        self._last = (-1, -1)  # seed and number of the stack that the model holds
+        super().__init__(renderer, world(), MAX_BLOCKS)
+        self._last = (-1, -1)  # seed and number of the stack in the model
 
-    def render(self, seed: int, index: int) -> RenderedScene:
+    def render(self, seed: int, index: int) -> Scene:
         number, view = divmod(index, self._renderer.views)
         if self._last != (seed, number):
             self._set_up(generator(self._renderer, seed, number))
             self._last = (seed, number)
         camera, labels = self._looks[view]
         self._view.look(self._data, camera)
-        return RenderedScene(self._view.image(), labels, self._factors | {"camera": np.float32([camera + 1])})
+        return Scene(self._view.image(), labels, self._factors | {"camera": np.float32([camera + 1])})
 
     def _set_up(self, rng: np.random.Generator) -> None:
-        """Put a new stack into the model, and find cameras that see all of it."""
+        """Put a new stack into the model, and choose cameras from which all its blocks are visible."""
         for _ in range(MAX_TRIES):
             stands, stack = self._draw(rng)
             self._place(stack)
@@ -110,45 +77,38 @@ class _World:
                 break
         else:
             raise RuntimeError("no stack of a thousand shows all its blocks")
-        columns = {
-            "present": np.ones(len(stack.shape)),
-            "order": 1 + np.arange(len(stack.shape)),
-            "shape": stack.shape,
-            "colour": stack.colour,
-            "yaw": heading(stack.quaternion),
-        }
-        columns |= {name: 2 * stack.half[:, axis] for axis, name in enumerate(("width", "depth", "height"))}
-        columns |= {name: stack.position[:, axis] for axis, name in enumerate("xyz")}
-        columns = {name: values.astype(np.float32) for name, values in columns.items()}
-        scene = {"num_blocks": np.float32([len(stack.shape)]), "stands": np.float32([stands])}
+        count = len(stack.shape)
+        columns = {"present": np.ones(count), "order": 1 + np.arange(count), "shape": stack.shape}
+        columns |= {"colour": stack.colour, "yaw": blocks.heading(stack.quaternion)}
+        columns |= dict(zip(("width", "depth", "height"), 2 * stack.half.T, strict=True))
+        columns |= dict(zip("xyz", stack.position.T, strict=True))
+        scene = {"num_blocks": np.float32([count]), "stands": np.float32([stands])}
         self._factors = padded(columns, MAX_BLOCKS) | scene
 
     def _draw(self, rng: np.random.Generator) -> tuple[bool, Stack]:
-        """A stack, and whether it stands: as often as not where it has more than one block."""
-        broken = self._renderer.broken
+        """Return whether the stack stands, and the stack. With two or more blocks, it stands with probability 0.5."""
+        broken, rules = self._renderer.broken, [blocks.MASS, blocks.SURFACE]
         num_blocks = int(rng.integers(1 if broken is None else 2, MAX_BLOCKS, endpoint=True))
         if broken == "toppled":
-            while (fallen := topple(self._mujoco, pile(rng, num_blocks, rng.choice([MASS, SURFACE])))) is None:
+            while (fallen := blocks.topple(self._mujoco, blocks.pile(rng, num_blocks, rng.choice(rules)))) is None:
                 pass
             return False, fallen
         to_stand = broken is not None or num_blocks == 1 or rng.random() < 0.5
-        while True:
-            stack = pile(rng, num_blocks, None if to_stand else rng.choice([MASS, SURFACE]))
-            if let_go(self._mujoco, stack) == to_stand:
-                break
+        stack = None
+        while stack is None or blocks.let_go(self._mujoco, stack) != to_stand:
+            stack = blocks.pile(rng, num_blocks, None if to_stand else rng.choice(rules))
         if broken is None:
             return to_stand, stack
-        return False, {"floating": lift, "apart": set_apart}[broken](rng, stack)
+        return False, {"floating": blocks.lift, "apart": blocks.set_apart}[broken](rng, stack)
 
     def _place(self, stack: Stack) -> None:
         model = self._model
-        model.geom_pos[self._blocks] = _OUT_OF_SIGHT
-        for block, geom in enumerate(self._blocks[: len(stack.shape)]):
-            shape = int(stack.shape[block])
-            model.geom_type[geom] = self._types[shape]
-            model.geom_size[geom] = geom_size(shape, stack.half[block])
-            model.geom_pos[geom], model.geom_quat[geom] = stack.position[block], stack.quaternion[block]
-            model.geom_rgba[geom] = (*COLOURS[stack.colour[block]], 1)
+        model.geom_pos[self._objects] = (0, 0, -50)  # out of sight
+        for shape, half, position, quaternion, colour, geom in zip(*stack, self._objects, strict=False):
+            model.geom_type[geom] = getattr(self._mujoco.mjtGeom, f"mjGEOM_{blocks.GEOM_TYPES[shape].upper()}")
+            model.geom_size[geom] = blocks.geom_size(int(shape), half)
+            model.geom_pos[geom], model.geom_quat[geom] = position, quaternion
+            model.geom_rgba[geom] = (*blocks.COLOURS[colour], 1)
 
     def _furnish(self, rng: np.random.Generator) -> None:
         model = self._model
@@ -156,15 +116,13 @@ class _World:
         for geom, material in {"wall0": f"wall{wall}", "wall1": f"wall{wall}", "floor": f"floor{floor}"}.items():
             model.geom(geom).matid = model.material(material).id
         model.light_castshadow[:] = np.arange(model.nlight) == rng.integers(model.nlight)
-        self._mujoco.mj_kinematics(model, self._data)
-        self._mujoco.mj_camlight(model, self._data)
+        self._move()
 
     def _looks_at(self, rng: np.random.Generator, num_blocks: int) -> list[tuple[int, np.ndarray]] | None:
-        """As many cameras as there are views, each with the labels it sees; None if there are not as many."""
+        """Return a camera and its labels for each view; None if too few cameras see all blocks and the break."""
         looks = []
         for camera in rng.permutation(self._model.ncam).tolist():
-            self._view.look(self._data, camera)
-            labels = self._label_of[self._view.geoms()]
+            labels = self._labels(camera)
             seen = (pixels_of(labels, 1, num_blocks) >= MIN_SHARE * labels.size).all()
             if seen and self._shows_break(labels, num_blocks):
                 looks.append((camera, labels))
@@ -173,7 +131,7 @@ class _World:
         return None
 
     def _shows_break(self, labels: UInt8[np.ndarray, "H W"], num_blocks: int) -> bool:
-        """Whether the gap is seen: somewhere between floating blocks, all around blocks that are apart."""
+        """Return whether the gap is visible: between two successive blocks if floating, around each block if apart."""
         if self._renderer.broken not in ("floating", "apart"):
             return True
         gap = round(_GAP * len(labels))

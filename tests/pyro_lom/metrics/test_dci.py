@@ -6,7 +6,7 @@ import torch
 from scipy.stats import entropy
 
 from pyro_lom.errors import UserError
-from pyro_lom.metrics.dci import _structure, dci, match_objects
+from pyro_lom.metrics.dci import _structure, dci, in_order_of_attributes, match_objects
 
 N = 600
 
@@ -118,3 +118,21 @@ def test_objects_beyond_the_known_ones_are_left_out():
         torch.arange(4.0).view(1, 4, 1), labels, labels, {"hue": np.array([[10, 20]])}, num_background=1
     )
     assert codes.tolist() == [[1], [2]] and factors["hue"].tolist() == [10, 20]
+
+
+def test_objects_of_a_scene_are_sorted_by_their_first_factor_and_then_by_the_next():
+    factors = {"hue": np.array([[2, 1, 1], [0, 5, 3]]), "size": np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.1]])}
+    found = in_order_of_attributes(factors)
+    assert list(found) == ["hue_0", "hue_1", "hue_2", "size_0", "size_1", "size_2"]
+    assert [found[f"hue_{j}"].tolist() for j in range(3)] == [[1, 0], [1, 3], [2, 5]]
+    assert [found[f"size_{j}"].tolist() for j in range(3)] == [[0.2, 0.3], [0.9, 0.1], [0.1, 0.2]]
+    assert found["hue_0"].dtype.kind == "i"  # still a class
+
+
+def test_the_order_of_objects_in_the_file_does_not_matter():
+    rng = np.random.default_rng(0)
+    factors = {"hue": rng.integers(0, 3, (20, 4)), "x": rng.uniform(size=(20, 4))}
+    shuffle = rng.permuted(np.tile(np.arange(4), (20, 1)), axis=1)
+    shuffled = {name: np.take_along_axis(values, shuffle, axis=1) for name, values in factors.items()}
+    expected, found = in_order_of_attributes(factors), in_order_of_attributes(shuffled)
+    assert all(np.array_equal(found[name], values) for name, values in expected.items())

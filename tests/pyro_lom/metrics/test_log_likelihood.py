@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from tiny import SYSTEMS, tiny_images, tiny_system
+from tiny import SYSTEMS, tiny_images, tiny_pair
 
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.metrics.log_likelihood import importance_weighted
@@ -49,7 +49,7 @@ def test_it_grows_towards_the_truth(images):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_of_every_system(system):
-    pair, images = tiny_system(system).final, tiny_images()
+    pair, images = tiny_pair(system), tiny_images()
     pair.model.eval()
     elbos = torch.stack([importance_weighted(*pair, images, 1).mean() for _ in range(50)]).mean()
     expected = -sum(TraceScene_ELBO().loss(*pair, images) for _ in range(50)) / 50

@@ -2,7 +2,7 @@
 
 import torch
 from pyro import poutine
-from tiny import NUM_SLOTS, SCENE_DIM, tiny_images, tiny_system
+from tiny import NUM_SLOTS, SCENE_DIM, tiny_images, tiny_pair
 
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.networks.bag_of_words import BagOfWords
@@ -16,7 +16,7 @@ def test_every_place_gets_the_scene():
 
 
 def test_slots_are_alike_in_a_lom_of_words():
-    pair = tiny_system(slot_prior="bag-of-words").final
+    pair = tiny_pair(slot_prior="bag-of-words")
     trace = poutine.trace(pair.model).get_trace(num_scenes=2)
     assert trace.nodes["h"]["value"].shape == (2, NUM_SLOTS, SCENE_DIM)
     for moment in (trace.nodes["z"]["fn"].mean, trace.nodes["z"]["fn"].stddev):
@@ -25,7 +25,7 @@ def test_slots_are_alike_in_a_lom_of_words():
 
 
 def test_it_trains():
-    pair = tiny_system(slot_prior="bag-of-words").final
+    pair = tiny_pair(slot_prior="bag-of-words")
     TraceScene_ELBO().loss_and_grads(*pair, tiny_images())
     parameters = [parameter for program in pair for parameter in program.parameters()]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters)

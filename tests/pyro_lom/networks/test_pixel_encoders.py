@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import NETWORKS, SLOT_DIM, tiny_system
+from tiny import NETWORKS, SLOT_DIM, tiny_pair
 
 from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, PixelEncoder
 from pyro_lom.networks.stick_breaking import pixel_grid
@@ -37,7 +37,7 @@ def test_the_compact_embedding_starts_near_colour_with_hue_above_brightness():
 
 def make_pair(kind):
     """The encoder and the readout that belong together."""
-    guide = tiny_system("genesis-v2", kind).orderless.guide
+    guide = tiny_pair("genesis-v2", kind).guide
     return guide.encoder, guide.readout
 
 

@@ -12,6 +12,8 @@ from pyro_lom.networks.transformers import (
     PriorOrder,
     SceneEncoder,
     SelfAttentionBlock,
+    sum_pooling,
+    token_pooling,
     xavier_,
 )
 
@@ -63,7 +65,7 @@ def test_any_batch_is_as_one_at_a_time(kind, batch):
 
 
 class TestSceneEncoder:
-    @pytest.mark.parametrize("pooling", ["sum", "token"])
+    @pytest.mark.parametrize("pooling", [sum_pooling, token_pooling])
     @pytest.mark.parametrize("width", [DZ, WIDTH])
     def test_the_order_of_the_slots_does_not_matter(self, width, pooling):
         encoder = SceneEncoder(DZ, DS, width=width, num_blocks=3, pooling=pooling)
@@ -83,9 +85,9 @@ class TestSceneEncoder:
         torch.testing.assert_close(encoder(slots), encoder.project(slots.sum(0) + encoder.scene_token))
 
     def test_without_sum_pooling_its_own_token_is_read_alone(self):
-        slots, alone = torch.randn(K, DZ), SceneEncoder(DZ, DS, width=DZ, num_blocks=0, pooling="token")
+        slots, alone = torch.randn(K, DZ), SceneEncoder(DZ, DS, width=DZ, num_blocks=0, pooling=token_pooling)
         torch.testing.assert_close(alone(slots), alone.project(alone.scene_token))
-        attending = SceneEncoder(DZ, DS, width=DZ, num_blocks=1, pooling="token")
+        attending = SceneEncoder(DZ, DS, width=DZ, num_blocks=1, pooling=token_pooling)
         assert torch.autograd.functional.jacobian(attending, slots).any(0).any(-1).all()
 
     def test_it_takes_any_number_of_slots(self):

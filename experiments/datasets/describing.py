@@ -1,0 +1,81 @@
+"""`data.py info`: contents and checks of a data set, and a contact sheet."""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import h5py
+import numpy as np
+import torch
+import tyro
+
+from pyro_lom.data.hdf5 import Scenes, read_scenes
+from pyro_lom.data.inspection import Inspection, inspect_scenes
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.pictures import size_text
+from pyro_lom.figures import colour_labels, save_grid
+
+_COLUMNS, _ROWS = 12, 4
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a file of scenes, check all of it, and draw a contact sheet."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """HDF5 file, or folder of images."""
+    sheet: Path | None = None
+    """PNG file of the contact sheet; by default NAME-sheet.png in the folder of FILE."""
+
+    def run(self) -> None:
+        scenes = read_scenes(self.file)
+        inspection = inspect_scenes(scenes, progress=sys.stderr.isatty())
+        sheet = self.sheet or self.file.with_name(f"{self.file.stem}-sheet.png")
+        draw_sheet(sheet, scenes)
+        for title, text in [*self._lines(scenes, inspection), ("contact sheet", str(sheet))]:
+            print(f"{title:<15}{text}")
+
+    def _lines(self, scenes: Scenes, inspection: Inspection) -> Iterator[tuple[str, str]]:
+        number, height, width, channels = scenes.images.shape
+        colours, megabytes = {1: "grey", 3: "RGB"}[channels], math.prod(scenes.images.shape) / 1e6
+        yield "name", f"{scenes.name}, version {scenes.version}"
+        if self.file.is_file():
+            with h5py.File(self.file, "r") as file:
+                if source := file.attrs.get("source"):
+                    yield "source", f"{source}, seed {file.attrs.get('seed', 'unknown')}"
+        yield "images", f"{number}, {size_text((height, width))}, {colours}, {megabytes:.1f} MB"
+        mean = ", ".join(f"{value:.3f}" for value in inspection.mean)
+        values = f"{inspection.lowest} to {inspection.highest}; mean {mean} of 1"
+        yield "pixels", f"{values}; {inspection.num_flat} images flat"
+        splits = (f"{name} {rows.start} to {rows.stop - 1}" for name, rows in scenes.splits.items() if rows)
+        yield "splits", ", ".join(splits)
+        if scenes.labels is None:
+            yield "labels", "none"
+            return
+        shares = (inspection.label_scenes / number).tolist()
+        in_scene = (inspection.num_objects / number).tolist()
+        background, used = scenes.num_background, np.flatnonzero(shares).tolist()
+        yield "background", _shares({k: shares[k] for k in range(background)}) or "none"
+        yield "objects", _shares({k: shares[k] for k in used if k >= background}) or "none"
+        yield "in a scene", f"{_shares({k: share for k, share in enumerate(in_scene) if share})} of scenes"
+        for name, values in scenes.factors.items():
+            values = np.asarray(values)
+            yield f"  {name}", f"{values.shape[1]} columns, {values.min():.4g} to {values.max():.4g}"
+
+
+def draw_sheet(path: Path, scenes: Scenes) -> None:
+    """Write a contact sheet of evenly spaced scenes, with their labels below them."""
+    chosen = np.unique(np.linspace(0, len(scenes.images) - 1, _COLUMNS * _ROWS).round().astype(int))
+    rows = []
+    for some in np.array_split(chosen, range(_COLUMNS, len(chosen), _COLUMNS)):
+        rows.append((f"from {some[0]}", float_images(scenes.images[some])))
+        if scenes.labels is not None:
+            rows.append(("labels", colour_labels(torch.from_numpy(np.asarray(scenes.labels[some])).long())))
+    save_grid(path, rows, f"{scenes.name}: {len(scenes.images)} scenes")
+
+
+def _shares(shares: dict[int, float]) -> str:
+    return ", ".join(f"{key} in {share:.1%}" for key, share in shares.items())

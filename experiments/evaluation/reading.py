@@ -1,0 +1,181 @@
+"""Sampling of scenes from a system, and inference of scenes from images.
+
+The image of a scene is the mean of the site `x`. A `Rendering` has masks and components if the model has them.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from jaxtyping import Float
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from experiments.cli import progress
+from pyro_lom.elbo import Terms, TraceScene_ELBO
+from pyro_lom.metrics.binding import Binding, binding
+from pyro_lom.program import Model
+from pyro_lom.system import Pair, System, infer, result
+from pyro_lom.tempering import temperature
+from pyro_lom.types import Rendering
+
+TEMPERATURE = 0.8  # of all samples in the paper (Sec. 4.1)
+BATCH = 128
+
+_ELBO = TraceScene_ELBO()
+
+
+@torch.no_grad()
+def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
+    """Sample unconditional scenes from a pair's model at temperature `tau`."""
+    return join(sample_batches(pair, num_scenes, tau))
+
+
+def sample_batches(
+    pair: Pair, num_scenes: int, tau: float, *, size: int = BATCH, masks: bool = True, what: str = "sampling"
+) -> Iterator[Rendering]:
+    """Sample unconditional scenes in batches of at most `size`; without `masks`, images alone in half the time."""
+    for first in progress(range(0, num_scenes, size), what):
+        with torch.no_grad():
+            with poutine.trace() as tracer, temperature(tau):
+                pair.model(num_scenes=min(size, num_scenes - first))
+            rendering = render_trace(pair.model, tracer.trace, masks=masks)
+        yield rendering
+
+
+@torch.no_grad()
+def prior_scenes(pair: Pair, num_scenes: int) -> Float[Tensor, "B Ds"]:
+    """Sample the scene latent from its prior."""
+    with poutine.trace() as tracer:
+        pair.model(num_scenes=num_scenes)
+    return tracer.trace.nodes[pair.model.scene_sites[0]]["value"].squeeze(-2)
+
+
+@torch.no_grad()
+def posterior_scenes(pair: Pair, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B Ds"]:
+    """Sample the scene latent from its posterior.
+
+    Samples of the posterior and of the prior have about the same norm, which is the norm of `slerp`'s ends. Means of
+    the posterior have smaller norms, because unused dimensions of s have mean zero.
+    """
+    trace = poutine.trace(pair.guide).get_trace(images)
+    return trace.nodes[pair.model.scene_sites[0]]["value"].squeeze(-2)
+
+
+@torch.no_grad()
+def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
+    """Render given scene latents, with slots at the means of their prior."""
+    model, parts = pair.model, []
+    for batch in scenes.split(BATCH):
+        given = poutine.condition(data={model.scene_sites[0]: batch.unsqueeze(-2)})
+        with poutine.trace() as tracer, given, _Means(model.slot_sites):
+            model(num_scenes=len(batch))
+        parts.append(render_trace(model, tracer.trace))
+    return join(parts)
+
+
+def source_pair(system: System) -> tuple[str, Pair]:
+    """Return the name and the pair whose guide infers slots from images: the pair that the result reads, or itself."""
+    name = result(system).reads or list(system)[-1]
+    return name, system[name]
+
+
+def shuffled_batches(pair: Pair, slots: dict[str, Tensor]) -> Iterator[Rendering]:
+    """Shuffle slots, given by site, over all scenes and places, and render them in batches."""
+    widths = [values.shape[-2] for values in slots.values()]
+    joined = torch.cat([*slots.values()], dim=-2)
+    flat = joined.flatten(0, 1)
+    shuffled = flat[torch.randperm(len(flat), device=flat.device)].view_as(joined)
+    for batch in shuffled.split(BATCH):
+        with torch.no_grad():
+            rendering = pair.model.render(dict(zip(slots, batch.split(widths, dim=-2), strict=True)))
+        yield rendering
+
+
+def infer_batches(
+    system: System, images: Float[Tensor, "N C H W"], what: str = "inferring"
+) -> Iterator[tuple[Float[Tensor, "B C H W"], dict[str, Any]]]:
+    """Yield batches of images on the system's device, each with the posteriors of `pyro_lom/system.py: infer`."""
+    device = next(result(system).model.parameters()).device
+    for first in progress(range(0, len(images), BATCH), what):
+        batch = images[first : first + BATCH].to(device)
+        yield batch, infer(system, batch)
+
+
+@torch.no_grad()
+def guide_trace(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> Trace:
+    """Return a trace of the guide, without gradients."""
+    return poutine.trace(pair.guide).get_trace(images, inferred=inferred)
+
+
+@torch.no_grad()
+def reconstruct(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> Rendering:
+    """Render a sample of the pair's posterior."""
+    guided = guide_trace(pair, images, inferred)
+    if pair.model.slot_sites:
+        return pair.model.render(latents(pair.model, guided))
+    with poutine.replay(trace=guided), poutine.trace() as tracer:
+        pair.model(num_scenes=len(images))
+    return render_trace(pair.model, tracer.trace)
+
+
+@torch.no_grad()
+def elbo_terms(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> Terms:
+    """Return the terms of the pair's ELBO, in nats per scene."""
+    return _ELBO.terms(pair.model, partial(pair.guide, inferred=inferred), images)
+
+
+@torch.no_grad()
+def terms_under_other_scenes(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> Terms:
+    """Return the ELBO's terms if each scene has the scene latents of the scene before; slots are matched again."""
+    nodes = guide_trace(pair, images, inferred).nodes
+    others = {site: nodes[site]["value"].roll(1, dims=0) for site in pair.model.scene_sites}
+    guide = partial(pair.guide, inferred=inferred)
+    programs = [poutine.block(poutine.condition(program, others), hide=[*others]) for program in (pair.model, guide)]
+    return _ELBO.terms(*programs, images)
+
+
+def signs_of_binding(system: System, images: Float[Tensor, "B C H W"]) -> Binding | None:
+    """Compute whether slots bind from the guide's masks; return None without masks or with less than two scenes."""
+    name, pair = source_pair(system)
+    if len(images) < 2:
+        return None
+    masks = []
+    for _ in range(2):
+        parts = [pair.guide.log_masks(received[name]) for _, received in infer_batches(system, images)]
+        if parts[0] is None:
+            return None
+        masks.append(torch.cat(parts))
+    return binding(*masks)
+
+
+def latents(model: Model, trace: Trace, *, mean: bool = False) -> dict[str, Tensor]:
+    """Return the slots in a trace, by site, for `model.render`: their values, or their distributions' means."""
+    return {site: trace.nodes[site]["fn"].mean if mean else trace.nodes[site]["value"] for site in model.slot_sites}
+
+
+def render_trace(model: Model, trace: Trace, *, masks: bool = True) -> Rendering:
+    """Render the scenes of a model's trace; without `masks`, return the images alone."""
+    if model.slot_sites and masks:
+        return model.render(latents(model, trace))
+    return Rendering(trace.nodes["x"]["fn"].mean.squeeze(-4))
+
+
+def join(parts: Iterable[Rendering]) -> Rendering:
+    """Concatenate batches of renderings."""
+    return Rendering(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+class _Means(Messenger):
+    """Effect handler that sets sites to the means of their distributions, given the means of earlier sites."""
+
+    def __init__(self, sites: tuple[str, ...]):
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg) -> None:
+        if msg["name"] in self.sites:
+            msg["value"] = msg["fn"].mean

@@ -1,0 +1,131 @@
+"""EfficientMORL: its options and presets."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from experiments.config import Config, Count, NotNegative, Train, Width
+from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
+from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
+from guides.emorl import EfficientMorlGuide
+from models.emorl import EfficientMorl
+from pyro_lom.geco import FreeNats
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder
+from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
+from pyro_lom.system import Pair, System
+
+
+@dataclass(frozen=True)
+class EmorlInference:
+    """Options of EMORL's inference. In a LOM they are `--model.orderless.*`."""
+
+    kind: ClassVar[str] = "emorl"
+
+    encoder: Literal["published", "compact"] = "published"
+    """The published networks, or small networks for small images and short trainings (departure)."""
+    encoder_width: Width = 64
+    """Channels of the encoder."""
+    num_refinements: Count = 2
+    """Steps of iterative refinement (A.4.1)."""
+    free_nats_per_dim: NotNegative = 0.75
+    """lambda / Dz: floor of each KL of the hierarchy, in nats per dimension of a slot (A.4.2)."""
+
+    def pair(self, slots: SlotOptions, image_shape: ImageShape) -> Pair:
+        """Build the model, the guide and the criterion."""
+        model = EfficientMorl(
+            slots.make_decoder(image_shape),
+            num_slots=slots.num_slots,
+            slot_dim=slots.slot_dim,
+            likelihood=slots.make_likelihood(),
+            width=2 * self.encoder_width,
+        )
+        encoder, attention = self._networks(slots.slot_dim, image_shape)
+        guide = EfficientMorlGuide(
+            model,
+            encoder=encoder,
+            attention=attention,
+            refinement=Refinement(slots.slot_dim, width=self.encoder_width),
+            num_refinements=self.num_refinements,
+        )
+        nats = FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)
+        return Pair(model, guide, slots.criterion(image_shape, {site: nats for site in ("o_3", "o_2", "o_1")}))
+
+    def _networks(self, slot_dim: int, image_shape: ImageShape) -> tuple[nn.Module, nn.Module]:
+        if self.encoder == "published":
+            encoder = RampEncoder(image_shape[0], width=self.encoder_width)
+            return encoder, StochasticSlotAttention(slot_dim, width=self.encoder_width)
+        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width)
+        return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
+
+
+@dataclass(frozen=True)
+class Emorl(EmorlInference, SlotOptions):
+    """EMORL alone."""
+
+    decoder: Literal["deconvolution", "broadcast", "separable"] = "broadcast"
+
+    def build(self, image_shape: ImageShape, train: Train) -> System:
+        return {"model": self.pair(self, image_shape)}
+
+    def reference_gflop(self, image_shape: ImageShape) -> float | None:
+        counted = self.encoder == "published" and self.num_slots == 7 and image_shape[1:] == (64, 64)
+        return 943 / 8 if counted else None
+
+
+EMORL_OBJECTS_ROOM = Config(
+    preset="emorl-objects-room",
+    model=Emorl(geco=Geco(rule="additive", target=-0.352, speedup=5.0, initial=0.55, minimum=0.55, warm_start=1000)),
+    data=OBJECTS_ROOM,
+    train=Train(steps=400_000, learning_rate=4e-4, warmup_steps=10_000, decay="halving", clip_norm=5.0),
+)
+"""EMORL on Objects Room with all hyperparameters of A.4."""
+
+_GECO = EMORL_OBJECTS_ROOM.model.geco
+
+EMORL_SHAPESTACKS = replace(
+    EMORL_OBJECTS_ROOM,
+    preset="emorl-shapestacks",
+    model=Emorl(num_slots=9, geco=replace(_GECO, target=-0.351, speedup=50.0)),
+    data=SHAPESTACKS,
+)
+"""EMORL on ShapeStacks: a looser target, a faster return to an ELBO (A.4.2)."""
+
+EMORL_CLEVR6 = replace(
+    EMORL_OBJECTS_ROOM,
+    preset="emorl-clevr6",
+    model=Emorl(image_scale=0.1, geco=replace(_GECO, target=-2.265, speedup=10.0)),
+    data=CLEVR6,
+    train=replace(EMORL_OBJECTS_ROOM.train, steps=300_000),
+)
+"""EMORL on CLEVR6: larger images, a smaller sigma, fewer steps (A.4.1, A.4.2, A.4.3)."""
+
+_SLOTS = GENESIS_V2_TOWERS.model
+
+EMORL_TOWERS = replace(
+    GENESIS_V2_TOWERS,
+    preset="emorl-towers",
+    model=Emorl(
+        num_slots=6,
+        slot_dim=_SLOTS.slot_dim,
+        image_scale=0.1,
+        decoder=_SLOTS.decoder,
+        decoder_width=_SLOTS.decoder_width,
+        geco=replace(_SLOTS.geco, initial=1.0, minimum=1.0, maximum=50.0),
+        encoder=_SLOTS.encoder,
+        encoder_width=_SLOTS.encoder_width,
+        num_refinements=1,
+        free_nats_per_dim=0.0,
+    ),
+    train=replace(GENESIS_V2_TOWERS.train, steps=10_000, learning_rate=4e-3),
+)
+"""The orderless model of lom-emorl-towers, alone.
+
+It has the encoder and the decoder of the demo, and an attention that starts as soft k-means over pixels. There is
+one slot more than a scene has things, because slots start at random (`ARCHITECTURE.md`). It refines once. Sigma is
+0.1, as on CLEVR6, so that the gradient of the refinement depends on the error.
+"""
+
+SYSTEMS = (Emorl,)
+PRESETS = (EMORL_TOWERS, EMORL_OBJECTS_ROOM, EMORL_SHAPESTACKS, EMORL_CLEVR6)

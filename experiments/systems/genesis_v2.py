@@ -1,0 +1,114 @@
+"""GENESIS-v2 with independent slots: its options and presets."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from experiments.config import Config, NotNegative, Train, Width
+from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
+from guides.genesis_v2 import GenesisV2Guide
+from models.genesis_v2 import GenesisV2 as GenesisV2Model
+from pyro_lom.geco import FreeNats
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, MomentsReadout, PixelEncoder, SlotReadout
+from pyro_lom.system import Pair, System
+
+
+@dataclass(frozen=True)
+class GenesisV2Inference:
+    """Options of GENESIS-v2's inference. In a LOM they are `--model.orderless.*`."""
+
+    kind: ClassVar[str] = "genesis-v2"
+
+    encoder: Literal["published", "compact"] = "published"
+    """The published networks, or small networks for small images and short trainings (departure)."""
+    encoder_width: Width = 64
+    """Channels of the encoder at its full resolution."""
+    free_nats_per_dim: NotNegative = 0.0
+    """Floor of the KL of all slots of a scene, in nats per dimension of a slot; 0 as published."""
+
+    def pair(self, slots: SlotOptions, image_shape: ImageShape) -> Pair:
+        """Build the model, the guide and the criterion."""
+        model = GenesisV2Model(
+            slots.make_decoder(image_shape),
+            num_slots=slots.num_slots,
+            slot_dim=slots.slot_dim,
+            likelihood=slots.make_likelihood(),
+        )
+        encoder, readout = self._networks(slots.slot_dim, image_shape)
+        free_nats = {"o": FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)}
+        guide = GenesisV2Guide(model, encoder=encoder, readout=readout)
+        return Pair(model, guide, slots.criterion(image_shape, free_nats))
+
+    def _networks(self, slot_dim: int, image_shape: ImageShape) -> tuple[nn.Module, nn.Module]:
+        if self.encoder == "published":
+            encoder = PixelEncoder(image_shape, width=self.encoder_width)
+            return encoder, SlotReadout(slot_dim, width=self.encoder_width)
+        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width)
+        return encoder, MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED)
+
+
+@dataclass(frozen=True)
+class GenesisV2(GenesisV2Inference, SlotOptions):
+    """GENESIS-v2 alone."""
+
+    def build(self, image_shape: ImageShape, train: Train) -> System:
+        return {"model": self.pair(self, image_shape)}
+
+    def reference_gflop(self, image_shape: ImageShape) -> float | None:
+        counted = self.encoder == "published" and self.num_slots == 7 and image_shape[1:] == (64, 64)
+        return 11.0 if counted else None
+
+
+GENESIS_V2_OBJECTS_ROOM = Config(preset="genesis-v2-objects-room", model=GenesisV2(), data=OBJECTS_ROOM)
+"""GENESIS-v2-G on Objects Room with all hyperparameters of A.4."""
+
+GENESIS_V2_SHAPESTACKS = Config(preset="genesis-v2-shapestacks", model=GenesisV2(num_slots=9), data=SHAPESTACKS)
+"""GENESIS-v2-G on ShapeStacks (A.4)."""
+
+GENESIS_V2_CLEVR6 = Config(
+    preset="genesis-v2-clevr6", model=GenesisV2(geco=Geco(target=-0.356)), data=CLEVR6, train=Train(steps=300_000)
+)
+"""GENESIS-v2-G on CLEVR6: larger images, a stricter target, fewer steps (A.4.2, A.4.3)."""
+
+GENESIS_V2_TOWERS = Config(
+    preset="genesis-v2-towers",
+    model=GenesisV2(
+        num_slots=5,
+        slot_dim=8,
+        encoder="compact",
+        encoder_width=24,
+        decoder="separable",
+        decoder_width=96,
+        geco=Geco(
+            target=None,
+            target_rmse=0.028,
+            step_size=0.01,
+            speedup=3.0,
+            initial=0.02,
+            minimum=0.02,
+            maximum=1.0,
+            goal_relative=True,
+        ),
+    ),
+    train=Train(
+        steps=9000,
+        batch_size=16,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        decay="linear",
+        clip_norm=20.0,
+        log_every=50,
+        checkpoint_every=1000,
+        preview_every=2000,
+    ),
+)
+"""The orderless model of the demo, alone.
+
+`ARCHITECTURE.md` lists the departures from the paper: small networks that start with colours and places of slots;
+small slots; GECO relative to its target, with a small first multiplier; a learning rate twenty times as high, with
+warm-up and decay; clipped gradients.
+"""
+
+SYSTEMS = (GenesisV2,)
+PRESETS = (GENESIS_V2_TOWERS, GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)

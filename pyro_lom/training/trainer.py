@@ -1,0 +1,232 @@
+"""The training loop, which writes a run folder. A resumed run continues bit for bit."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
+
+from pyro_lom.data.device_minibatches import on_device
+from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.errors import UserError
+from pyro_lom.objective import Evaluation, Objective
+from pyro_lom.training.non_finite import NonFiniteLoss, NonFiniteWatch
+from pyro_lom.training.phase import Phase
+from pyro_lom.training.progress import pair_line, step_bar
+from pyro_lom.training.runs import Progress, Run, load_weights
+from pyro_lom.training.step import TrainingStep
+
+
+class Interrupted(Exception):
+    """Raised when a signal stopped the run, after it was saved."""
+
+    def __init__(self, signal_number: int, step: int, run: Run):
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} after step {step}, and saved; --resume {run.folder} goes on from there")
+        self.signal_number = signal_number
+
+
+class Trainer:
+    """Minimises the loss of an objective, phase after phase, and writes logs and checkpoints to `run`.
+
+    Noise depends on (seed, rank, step) and minibatches depend on (seed, epoch). A run that was stopped or killed and is
+    resumed therefore ends with the same weights, bit for bit, on the same machine with the same number of threads.
+
+    Args:
+        images: uint8 (N, H, W, C) array, the training split.
+        clip_norm, accumulate, cuda_graph: see `TrainingStep`.
+        preview: called with the step every `preview_every` steps, on rank 0; draws figures.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        objective: Objective,
+        images: np.ndarray,
+        phases: list[Phase],
+        run: Run,
+        *,
+        seed: int,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        cuda_graph: bool = False,
+        log_every: int = 50,
+        checkpoint_every: int = 1000,
+        preview_every: int | None = None,
+        preview: Callable[[int], None] | None = None,
+    ):
+        self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
+        self.seed, self.log_every, self.checkpoint_every = seed, log_every, checkpoint_every
+        self.preview_every, self.preview = preview_every, preview
+        self._step_options = dict(clip_norm=clip_norm, accumulate=accumulate, cuda_graph=cuda_graph)
+        self.num_steps = sum(phase.steps for phase in phases)
+        self.step = 0  # finished steps
+        self.seconds = 0.0  # of training, since the first start of the run
+        self.images_seen = 0
+        self._optimizer_tensors: dict[str, Tensor] = {}  # of a run that continues within a phase
+        self._lines: dict[str, str] = {}  # the last numbers of every pair, for the progress bar
+        self._stop_signal = 0
+
+    def resume(self) -> None:
+        """Load the run's last checkpoint. Without a checkpoint, the run starts from step 0."""
+        if self.run.checkpoints():
+            progress, weights, self._optimizer_tensors = self.run.load_checkpoint()
+            load_weights(self.objective, weights, self.run.folder)
+            self.step, self.seconds, self.images_seen = progress
+        if self.fabric.is_global_zero:
+            self.run.truncate_metrics(self.step)
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM arrived, and the run was saved.
+            NonFiniteLoss: a term or a weight is NaN or infinite. The message contains the step and the name.
+        """
+        handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.progress = step_bar(self.num_steps, self.step, disable=not self.fabric.is_global_zero)
+        try:
+            start = 0
+            for phase in self.phases:
+                if self.step < start + phase.steps:
+                    self._fit_phase(phase, start)
+                start += phase.steps
+        finally:
+            self.progress.close()
+            self.objective.at_step(self.step)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _fit_phase(self, phase: Phase, start: int) -> None:
+        names = tuple(self.objective.pairs) if phase.pairs is None else phase.pairs
+        if self.step == start and phase.prepare is not None:
+            phase.prepare()
+        fabric = self.fabric
+        minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
+        batches = on_device(minibatches, fabric.device)
+        known = self._infer_all(names)
+        take_step = TrainingStep(fabric, self.objective, names, **self._step_options)
+        if self._optimizer_tensors:
+            self._restore(take_step)
+        self.progress.set_description_str("+".join(names), refresh=False)
+
+        self._watch = NonFiniteWatch(never=self.num_steps + 1)
+        self._window_start, self._window_images = time.perf_counter(), self.images_seen
+        while self.step < start + phase.steps:
+            self._seed(self.step)
+            learning_rate = phase.learning_rate_at(self.step - start)
+            images, rows = batches(self.step)
+            inferred = tree_map_only(Tensor, lambda tensor, rows=rows: tensor[rows], known)
+            self.objective.at_step(self.step)
+            evaluation = take_step(to_float(images), learning_rate, inferred=inferred)
+            self.step += 1
+            self._watch.note(self.step, evaluation.terms)
+            self.images_seen += phase.batch_size * fabric.world_size
+            self.progress.update()
+            last = self.step == start + phase.steps
+            stop = self._signal_to_obey()
+            if self.step % self.log_every == 0 or last or stop:  # losses are read back only here
+                self._log(evaluation, names, learning_rate)
+            if self.step % self.checkpoint_every == 0 or last or stop:
+                self._save({} if last else take_step.state())  # the next phase begins with a new optimiser
+            if stop:
+                raise Interrupted(stop, self.step, self.run)
+            if self.preview and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
+                began = time.perf_counter()
+                self.preview(self.step)
+                self._window_start += time.perf_counter() - began
+        self._optimizer_tensors = {}
+
+    def _restore(self, take_step: TrainingStep) -> None:
+        try:
+            take_step.load_state(self._optimizer_tensors)
+        except KeyError as other:
+            raise UserError(
+                f"the checkpoint in {self.run.folder} was training {other.args[0]}, which does not train at step "
+                f"{self.step} of this configuration: restore the config.json that the run began with"
+            ) from other
+
+    @torch.no_grad()
+    def _infer_all(self, names: Iterable[str], batch_size: int = 64) -> dict[str, Any]:
+        """Infer the posteriors of all training images, by pair, for the pairs that `names` read but that do not train.
+
+        Each image has one sample of the guide's noise.
+        """
+        known: dict[str, Any] = {}
+        for source in {self.objective.pairs[name].reads for name in names} - {None, *names}:
+            self._seed(f"{source} posteriors")
+            guide, parts = self.objective.pairs[source].guide, []
+            for first in range(0, len(self.images), batch_size):
+                self.progress.set_description_str(f"{source} posteriors {first}/{len(self.images)}", refresh=False)
+                self.progress.update(0)  # redraws the bar, at most once per interval
+                images = torch.from_numpy(self.images[first : first + batch_size].copy())
+                inferred = guide.infer(to_float(self.fabric.to_device(images.permute(0, 3, 1, 2))))
+                parts.append(guide.pass_on(inferred))
+            # Tensors are concatenated. Other values are equal in all batches.
+            known[source] = tree_map(lambda *some: torch.cat(some) if isinstance(some[0], Tensor) else some[0], *parts)
+        return known
+
+    def _seed(self, moment: int | str) -> None:
+        key = moment if isinstance(moment, int) else int.from_bytes(moment.encode(), "big")
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, self.fabric.global_rank, key)).generate_state(1)[0]))
+
+    def _ask_to_stop(self, number: int, frame) -> None:
+        self._stop_signal = number
+
+    def _signal_to_obey(self) -> int:
+        """Return the signal that arrived, or 0. Several processes agree on a signal at log steps only."""
+        if self.fabric.world_size == 1:
+            return self._stop_signal
+        if self.step % self.log_every:
+            return 0
+        signals = torch.tensor(self._stop_signal, device=self.fabric.device)
+        return int(self.fabric.all_reduce(signals, reduce_op="max"))
+
+    def _count_time(self) -> float:
+        """Add the time since the last call, without previews, to `seconds`; return the images per second."""
+        now = time.perf_counter()
+        elapsed, num_images = now - self._window_start, self.images_seen - self._window_images
+        self._window_start, self._window_images = now, self.images_seen
+        self.seconds += elapsed
+        return num_images / elapsed
+
+    def _last_good(self) -> str:
+        saved = self.run.checkpoints()
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+
+    def _log(self, evaluation: Evaluation, names: tuple[str, ...], learning_rate: float) -> None:
+        self._watch.check(self.fabric, self._last_good())
+        rate = self._count_time()
+        means = self._means({"loss": evaluation.loss, **evaluation.terms})
+        metrics = {"step": self.step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
+        metrics |= {"learning_rate": learning_rate, **means}
+        errors = self._means(evaluation.errors)
+        for name in names:
+            report = self.objective.pairs[name].elbo.report(errors[name])
+            metrics |= {f"{name}/{key}": value for key, value in report.items()}
+            terms = {key.removeprefix(f"{name}/"): value for key, value in means.items() if key.startswith(f"{name}/")}
+            self._lines[name] = pair_line(name, report, terms)
+        if self.fabric.is_global_zero:
+            self.run.log_metrics(metrics)
+            self.progress.set_postfix_str(" | ".join([f"{rate:.0f} img/s", *self._lines.values()]), refresh=False)
+
+    def _means(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Return the means over all processes, read back from the device in one transfer."""
+        means = self.fabric.all_reduce(torch.stack([*values.values()]), reduce_op="mean")
+        return dict(zip(values, means.tolist(), strict=True))
+
+    def _save(self, optimizer: dict[str, Tensor]) -> None:
+        """Write a checkpoint; raises NonFiniteLoss if a tensor is not finite."""
+        self._watch.check(self.fabric, self._last_good())
+        weights = self.objective.state_dict()
+        for name, tensor in (weights | optimizer).items():
+            if not torch.isfinite(tensor).all():
+                found = f"{name} became NaN or infinite by step {self.step}"
+                raise NonFiniteLoss(f"the weights are not finite: {found}; {self._last_good()}")
+        if self.fabric.is_global_zero:
+            self.run.save_checkpoint(Progress(self.step, self.seconds, self.images_seen), weights, optimizer)

@@ -1,0 +1,177 @@
+"""benchmark.py: every system by name, shares that follow from what is printed, comparisons, mistakes in one line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import benchmark
+from experiments.benchmark import IDENTITY, SYSTEMS, Arguments, _settings, main
+from experiments.benchmarks.step_timing import measure
+from experiments.systems import build
+from pyro_lom.errors import UserError
+
+TINY = ["--resolutions", "32", "--slots", "2", "--batch-sizes", "1", "--steps", "2"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Rows are measured in this process: a new one takes seconds to start."""
+    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", measure)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "system",
+    [pytest.param(name, marks=() if name == "genesis-v2" else pytest.mark.slow) for name in SYSTEMS],
+)
+def test_a_row_of_every_system(system):
+    [settings] = _settings(Arguments((system,), slots=(7,), batch_sizes=(1,), steps=2, device="cpu"))
+    row = measure(settings)
+    assert {key: row[key] for key in IDENTITY} == {
+        "system": system,
+        "data": "objects-room",
+        "pairs": "all",
+        "resolution": 64,
+        "slots": 7,
+        "batch": 1,
+        "precision": "32-true",
+        "device": "cpu",
+        "compiled": False,
+        "cuda_graph": False,
+        "accumulate": 1,
+    }
+    assert 0 < row["min_s"] <= row["median_s"] and row["spread_s"] >= 0
+    assert row["images_per_second"] == pytest.approx(1 / row["median_s"])
+    gflop = {"genesis-v2": 11.0, "lom-genesis-v2": 135 / 8, "emorl": 943 / 8}.get(system)
+    assert row["reference_gflop"] == gflop
+    if gflop is None:
+        assert row["share_of_peak"] is None
+    else:
+        assert row["share_of_peak"] == pytest.approx(gflop / row["median_s"] / row["peak_gflops"])
+        assert 0 < row["share_of_peak"] < 1.5  # EMORL's first layers take fewer operations than are counted
+    assert 100 < row["peak_memory_mb"]
+    parts = row["parts"]
+    assert {"data", "ELBO", "encoder", "decoders", "optimiser"} <= set(parts)
+    assert ({"matching", "order networks"} <= set(parts)) == system.startswith("lom-")
+    assert all(seconds > 0 for seconds in parts.values())
+    assert parts["decoders"] + parts["encoder"] > parts["data"] + parts["optimiser"]
+    assert all(row[f"{name}_images_per_second"] > 0 for name in ("loading", "sampling", "evaluation"))
+
+
+def test_a_preset_with_phases_has_a_row_for_each():
+    options = Arguments(("lom-genesis-v2",), data="towers", batch_sizes=(), steps=1, device="cpu")
+    rows = [measure(settings) for settings in _settings(options)]
+    assert [(row["pairs"], row["batch"]) for row in rows] == [("orderless", 16), ("ordered", 64)]
+    assert rows[0]["share_of_peak"] is None
+    assert "encoder" not in rows[1]["parts"]  # its posteriors are computed once, before
+
+
+def test_a_batch_size_holds_for_every_phase():
+    options = Arguments(("lom-genesis-v2",), data="towers", batch_sizes=(4,), device="cpu")
+    for settings in _settings(options):
+        config = settings.config
+        system = build(config, (3, 32, 32))
+        assert [phase.batch_size for phase in config.model.phases(system, config.train)] == [4, 4]
+    with pytest.raises(UserError, match="--accumulate does not go with --model.schedule.ordered-rendered"):
+        _settings(replace(options, accumulate=2))
+
+
+def test_rows_are_printed_written_and_compared(command, here):
+    code, out, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 0, err
+    assert "parts of a step" in out.lower() and "New over old" not in out
+    [row] = json.loads(Path("rows.json").read_text())
+    assert f"{row['median_s']:.4f}" in out
+    slower = row | {"median_s": row["median_s"] * 1e6}
+    Path("rows.json").write_text(json.dumps([slower]))
+    code, out, err = command(main, "--systems", "genesis-v2", "lom-genesis-v2", *TINY, "--compare", "rows.json")
+    assert code == 0, err
+    one, other = out.partition("New over old\n")[2].splitlines()[1:3]
+    assert one.startswith("genesis-v2") and one.split()[-2] == "0.00"
+    assert other.startswith("lom-genesis-v2") and other.split()[-2:] == ["not", "there"][-2:]
+
+
+def test_a_row_in_a_process_of_its_own(command):
+    code, out, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 0, err
+    [row] = json.loads(Path("rows.json").read_text())
+    with open("/proc/self/status") as status:
+        assert row["peak_memory_mb"] < int(status.read().partition("VmHWM:")[2].split()[0]) / 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--steps", "0"], "--steps is 0: it must be 1 or more"),
+        (["--accumulate", "3"], "--accumulate is 3: it must divide the batch of 8 scenes of each device"),
+        (["--device", "cpu", "--modes", "eager", "cuda-graph"], "--cuda-graph needs a GPU, and this is a CPU"),
+        (["--slots", "7", "1"], "--slots is 1: it must be from 2 to 64"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0: it must be 1 or more"),
+        (["--systems"], "--systems needs one or more"),
+        (["--precisions"], "--precisions needs one or more"),
+        (["--modes"], "--modes needs one or more"),
+        (["--resolutions", "50"], "images are 50x50, but models need square ones"),
+        (["--data", "moons"], f"there is no preset '{SYSTEMS[0]}-moons'"),
+        (["--json", "no/where.json"], "--json no/where.json: name a file in a folder that exists"),
+        (["--compare", "nowhere.json"], "--compare nowhere.json cannot be read: "),
+    ],
+)
+def test_mistakes(arguments, line, refusal):
+    assert refusal(main, *arguments).startswith(line)
+
+
+def test_more_mistakes(refusal, monkeypatch):
+    assert "nought" in refusal(main, "--systems", "nought")
+    for content, line in (
+        ("{", "cannot be read"),
+        ("3", "cannot be read"),
+        ('[{"system": "x"}]', "it has no accumulate, batch, "),
+    ):
+        Path("old.json").write_text(content)
+        assert line in refusal(main, "--compare", "old.json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refusal(main, "--device", "cuda") == "--device cuda: torch finds no GPU here; choose cpu"
+
+
+def test_a_row_that_cannot_be_measured_leaves_the_others(command, monkeypatch):
+    def only_eager(settings):
+        if settings.accumulate == 1 and settings.system == "genesis-v2":
+            return measure(settings)
+        raise UserError("no luck")
+
+    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", only_eager)
+    code, out, err = command(main, "--systems", "lom-genesis-v2", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 2 and "genesis-v2" in out
+    assert "lom-genesis-v2-objects-room at 32: no luck" in err
+    assert err.splitlines()[-1] == "error: 1 of 2 rows could not be measured, see above"
+    assert [row["system"] for row in json.loads(Path("rows.json").read_text())] == ["genesis-v2"]
+    code, out, err = command(main, "--systems", "lom-genesis-v2", *TINY)
+    assert (code, out) == (2, "") and err.splitlines()[-1] == "error: no luck"
+
+
+def test_rows_of_older_versions_compare(command, here):
+    code, _, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
+    assert code == 0, err
+    [row] = json.loads(Path("rows.json").read_text())
+    del row["cuda_graph"]
+    Path("old.json").write_text(json.dumps([row | {"pyro_share": 0.01}]))
+    assert [found["cuda_graph"] for found in benchmark.read_rows(Path("old.json"))] == [False]
+    code, out, err = command(main, "--systems", "genesis-v2", *TINY, "--compare", "old.json")
+    assert code == 0, err
+    assert "there" not in out.partition("New over old\n")[2] and "pyro" not in out.lower()
+
+
+def test_a_process_that_is_killed_is_one_line(refusal, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", Killed())
+    assert "was killed, perhaps because memory ran out" in refusal(main, "--systems", "genesis-v2", *TINY)
+
+
+class Killed:
+    def __call__(self, settings):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)

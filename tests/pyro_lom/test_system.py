@@ -1,0 +1,48 @@
+"""A system is pairs by name: what each guide receives, and which pair is the result."""
+
+import pytest
+import torch
+from tiny import NETWORKS, SYSTEMS, tiny_images, tiny_system
+
+from pyro_lom.system import infer, result
+
+IMAGES = tiny_images()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_last_pair_is_the_result(name):
+    system = tiny_system(name)
+    assert result(system) is [*system.values()][-1]
+    assert [*system] == (["model"] if name in ("genesis-v2", "emorl") else ["orderless", "ordered"])
+    assert [pair.reads for pair in system.values()] == [None, "orderless"][: len(system)]
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_guide_receives_what_it_can_be_called_with(name, networks):
+    system = tiny_system(name, networks)
+    received = infer(system, IMAGES)
+    assert [*received] == [*system]
+    for pair, inferred in zip(system.values(), received.values(), strict=True):
+        assert not inferred.loc.requires_grad
+        pair.guide(IMAGES, inferred=inferred)
+        masks = pair.guide.log_masks(inferred)
+        assert (masks is None) == (pair.reads is not None)
+        if masks is not None:
+            torch.testing.assert_close(masks.exp().sum(1), torch.ones(2, 1, 32, 32))
+
+
+def test_a_posterior_that_two_pairs_need_is_inferred_once():
+    system, calls = tiny_system(), []
+    system["orderless"].guide.encoder.register_forward_hook(lambda *_: calls.append(1))
+    received = infer(system, IMAGES)
+    assert torch.equal(received["orderless"].loc, received["ordered"].loc) and len(calls) == 1
+
+
+def test_of_one_pair_what_it_reads_is_inferred_as_well():
+    system = tiny_system()
+    assert set(infer(system, IMAGES, ["orderless"])) == {"orderless"}
+    torch.manual_seed(1)
+    expected = system["orderless"].guide.pass_on(system["orderless"].guide.infer(IMAGES))
+    torch.manual_seed(1)
+    torch.testing.assert_close(infer(system, IMAGES, ["ordered"])["ordered"], expected)
