@@ -76,6 +76,7 @@ class Objective(nn.Module):
     def __init__(self, system: System):
         super().__init__()
         self.pairs = nn.ModuleDict({name: PairLoss(name, pair) for name, pair in system.items()})
+        self._programs = [module for module in self.modules() if isinstance(module, Program)]
 
     def forward(
         self,
@@ -90,9 +91,8 @@ class Objective(nn.Module):
 
     def at_step(self, step: int) -> None:
         """Set `step` of all models and guides."""
-        for module in self.modules():
-            if isinstance(module, Program):
-                module.step.fill_(step)
+        for program in self._programs:
+            program.step.fill_(step)
 
     @torch.no_grad()
     def update(self, errors: dict[str, Float[Tensor, ""]]) -> None:
