@@ -148,7 +148,7 @@ DEMO = over(
     free_nats=SceneFreeNats(per_dim=0.45, final_steps=0),
     schedule=LomSchedule(orderless_first=0.29, ordered_batch_size=64, ordered_rendered=16),
 )
-"""A small model that trains in four to five minutes on two CPU cores.
+"""A small model that trains in four to seven minutes on two CPU cores.
 
 It departs from the paper as GENESIS_V2_TOWERS does, and further (`ARCHITECTURE.md` gives the reasons): wide perceptrons
 in the Transformers; the orderless pair trained first, its posteriors then computed once and its decoder copied; large
