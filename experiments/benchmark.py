@@ -56,9 +56,11 @@ class Arguments:
     accumulate: Count = 1
     """Number of parts of a batch (`fit.py --accumulate`)."""
     steps: Count = 15
-    """Timed steps per row, after three steps of warm-up."""
+    """Timed steps per row (on a GPU, blocks of ten steps), after eight steps of warm-up."""
+    limit: Count = 3600
+    """Seconds after which a row is given up."""
     json: Path | None = None
-    """JSON file for the rows."""
+    """JSON file for the rows. Each row is written as soon as it is measured."""
     compare: Path | None = None
     """File of an earlier --json; the ratios of time and memory, new over old, are printed."""
 
@@ -75,18 +77,17 @@ def main(arguments: list[str]) -> None:
     failures: list[UserError] = []
     with tqdm(_settings(options), dynamic_ncols=True, unit="row") as bar:
         for settings in bar:
-            bar.set_description(f"{settings.config.preset} at {settings.config.data.image_size}")
+            bar.set_description(str(settings))
             try:
-                rows.append(_in_a_process_of_its_own(settings))
+                rows.append(_in_a_process_of_its_own(settings, options.limit))
             except UserError as error:
                 failures.append(error)
-                bar.write(f"{bar.desc.rstrip(': ')}: {error}", file=sys.stderr)
+                bar.write(f"{settings}: {error}", file=sys.stderr)
+            else:
+                _write(rows, options.json)
     if not rows:
         raise failures[0]
     print(table(rows) if old is None else f"{table(rows)}\n\n{comparison(rows, old)}")
-    if options.json is not None:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
     if failures:
         raise UserError(f"{len(failures)} of {len(rows) + len(failures)} rows could not be measured, see above")
 
@@ -130,16 +131,28 @@ def _settings(options: Arguments) -> list[Settings]:
     return found
 
 
-def _in_a_process_of_its_own(settings: Settings) -> Row:
+def _write(rows: list[Row], path: Path | None) -> None:
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _in_a_process_of_its_own(settings: Settings, limit: float) -> Row:
     """Measure a row in a new process, so that earlier rows affect neither its peak memory nor its time."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         try:
-            return executor.submit(measure, settings).result()
+            return executor.submit(measure, settings).result(timeout=limit)
+        except TimeoutError:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise UserError(f"not measured within {limit} s (--limit)") from None
         except BrokenProcessPool:
             raise UserError(
                 f"the process of {settings.config.preset} was killed, perhaps because memory ran out: take smaller "
                 "--batch-sizes or --resolutions"
             ) from None
+        except RuntimeError as error:  # CUDA's and the compiler's errors
+            raise UserError(f"failed: {str(error).strip().splitlines()[0]}") from error
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -148,9 +161,9 @@ def read_rows(path: Path) -> list[Row]:
         rows = [{"cuda_graph": False} | row for row in json.loads(path.read_text())]  # older files do not have it
         missing = {key for row in rows for key in (*IDENTITY, "median_s", "peak_memory_mb") if key not in row}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--compare {path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     if missing:
-        raise UserError(f"--compare {path} was not written by this benchmark: it has no {', '.join(sorted(missing))}")
+        raise UserError(f"{path} was not written by benchmark.py: it has no {', '.join(sorted(missing))}")
     return rows
 
 
@@ -164,6 +177,7 @@ def table(rows: list[Row]) -> str:
         "MB": ("peak_memory_mb", ".0f"),
         "GFLOP/s": ("peak_gflops", ".0f"),
         "of peak": ("share_of_peak", ".1%"),
+        "loss": ("loss", ".1f"),
     }
     parts = {part: (part, ".1f") for row in rows for part in row["parts"]}
     in_parts = [row | {part: 1e3 * row["parts"].get(part, 0) for part in parts} for row in rows if row["parts"]]
@@ -172,7 +186,11 @@ def table(rows: list[Row]) -> str:
         rates["read ahead"] = ("read_ahead_images_per_second", ".0f")
     return "\n\n".join(
         (
-            _titled("A training step, seconds; spread is between its 10th and 90th percentile", rows, steps),
+            _titled(
+                "A training step, seconds; spread is between its 10th and 90th percentile; loss is that of the eighth step",
+                rows,
+                steps,
+            ),
             _titled("Parts of a step, milliseconds, forward and backward", in_parts, parts),
             _titled("Images per second", rows, rates),
         )

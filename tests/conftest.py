@@ -17,6 +17,12 @@ from pyro_lom.data.renderers.view import mujoco_with_gl  # noqa: E402
 from pyro_lom.errors import UserError  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--gpu-tests-on", choices=["cuda", "cpu"], default="cuda", help="cpu: rehearse the tests marked gpu"
+    )
+
+
 @pytest.fixture(autouse=True)
 def clean_slate():
     pyro.clear_param_store()

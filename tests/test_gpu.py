@@ -1,5 +1,6 @@
-"""What only a GPU can tell: `pytest -m gpu`. Nothing here was ever run on one."""
+"""What only a GPU can tell: `pytest -m gpu`. With `--gpu-tests-on cpu`, the tests that can run on a CPU do so."""
 
+import jaxtyping
 import pyro
 import pytest
 import torch
@@ -17,11 +18,26 @@ from pyro_lom.training.step import TrainingStep
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here"),
     pytest.mark.parametrize("system", SYSTEMS),
 ]
 BATCH = tiny_images(4)
 IMAGES = make_towers(12, seed=1).images
+
+
+@pytest.fixture(autouse=True)
+def device(request):
+    """The device that is tested."""
+    name = request.config.getoption("--gpu-tests-on")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU here")
+    return name
+
+
+@pytest.fixture
+def cuda(device):
+    """Tests that use it cannot be rehearsed."""
+    if device != "cuda":
+        pytest.skip("a CPU cannot do this, or takes minutes")
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +57,8 @@ def noise_in_sites_alone(monkeypatch):
 class Training:
     """Steps of a tiny system on one device, as the trainer takes them."""
 
-    def __init__(self, system, accelerator="cuda", precision="32-true", *, compiled=False, graph=False, accumulate=1):
-        self.fabric, self.objective = make_fabric(accelerator, devices=1, precision=precision), tiny_objective(system)
+    def __init__(self, system, device, precision="32-true", *, compiled=False, graph=False, accumulate=1):
+        self.fabric, self.objective = make_fabric(device, devices=1, precision=precision), tiny_objective(system)
         self.fabric.to_device(self.objective)
         if compiled and not compile_networks(self.objective):
             pytest.skip("torch.compile does not work here")
@@ -73,21 +89,29 @@ def assert_same_step(found, expected, rtol):
         assert (here[name] - there[name]).norm() <= 100 * rtol * there[name].norm() + 1e-6 * everything, name
 
 
-def test_a_step_is_that_of_a_cpu(system, noise_in_sites_alone):
-    assert_same_step(Training(system), Training(system, "cpu"), rtol=1e-5)
+def test_a_step_is_that_of_a_cpu(system, device, noise_in_sites_alone):
+    assert_same_step(Training(system, device), Training(system, "cpu"), rtol=1e-5)
+
+
+@pytest.fixture
+def no_shape_checks():
+    """While torch compiles, tensors have no values, and checks of shapes fail."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
-def test_compiled_networks_take_the_same_step(system, noise_in_sites_alone):
-    assert_same_step(Training(system, compiled=True), Training(system), rtol=1e-5)
+def test_compiled_networks_take_the_same_step(system, device, noise_in_sites_alone, no_shape_checks, cuda):
+    assert_same_step(Training(system, device, compiled=True), Training(system, device), rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_graph_takes_the_same_steps(system, precision):
+def test_a_graph_takes_the_same_steps(system, device, precision, cuda):
     """Other images, noise, learning rates and multipliers in each step; four steps of seven are replayed."""
 
     def trained(graph):
-        training, terms = Training(system, precision=precision, graph=graph), []
+        training, terms = Training(system, device, precision, graph=graph), []
         for number in range(7):
             torch.manual_seed(number)
             images = training.fabric.to_device(tiny_images(28)[4 * number :][:4])
@@ -104,8 +128,8 @@ def test_a_graph_takes_the_same_steps(system, precision):
 
 @pytest.mark.parametrize("way", [Resident, Prefetched])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_cpu_does_not_wait_for_the_device_within_a_step(system, way, precision):
-    training = Training(system, precision=precision)
+def test_the_cpu_does_not_wait_for_the_device_within_a_step(system, device, way, precision, cuda):
+    training = Training(system, device, precision)
     batches = way(Minibatches(IMAGES, 4, seed=0), training.fabric.device)
     watch = NonFiniteWatch(never=9)
 
@@ -124,8 +148,8 @@ def test_the_cpu_does_not_wait_for_the_device_within_a_step(system, way, precisi
     watch.check(training.fabric, "there is no checkpoint")
 
 
-def test_steps_in_bfloat16_are_finite(system):
-    training = Training(system, precision="bf16-mixed")
+def test_steps_in_bfloat16_are_finite(system, device):
+    training = Training(system, device, "bf16-mixed")
     for _ in range(3):
         evaluation = training.step_with_fixed_noise()
     assert all(torch.isfinite(value) for value in evaluation.terms.values())
@@ -135,20 +159,20 @@ def test_steps_in_bfloat16_are_finite(system):
         assert torch.isfinite(parameter.grad).all()
 
 
-def test_in_bfloat16_every_distribution_is_float32(system):
-    *_, pair = tiny_objective(system).cuda().pairs.values()
+def test_in_bfloat16_every_distribution_is_float32(system, device):
+    *_, pair = tiny_objective(system).to(device).pairs.values()
     model, guide = pair.model, pair.guide
-    with torch.autocast("cuda", torch.bfloat16):
-        guide_trace = poutine.trace(guide).get_trace(BATCH.cuda())
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(BATCH.cuda())
+    with torch.autocast(device, torch.bfloat16):
+        guide_trace = poutine.trace(guide).get_trace(BATCH.to(device))
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(BATCH.to(device))
     sites = [trace.nodes[name] for trace in (guide_trace, model_trace) for name in LATENTS[system]]
     for site in [*sites, model_trace.nodes["x"]]:
         assert {site["fn"].mean.dtype, site["fn"].stddev.dtype, site["value"].dtype} == {torch.float32}
 
 
-def test_memory_does_not_grow_and_parts_take_less(system):
+def test_memory_does_not_grow_and_parts_take_less(system, device, cuda):
     def peak(number_of_steps, accumulate):
-        training = Training(system, accumulate=accumulate)
+        training = Training(system, device, accumulate=accumulate)
         images = training.fabric.to_device(tiny_images(64))
         training.step(images)  # makes Adam's state
         torch.cuda.reset_peak_memory_stats()

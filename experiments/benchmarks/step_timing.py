@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from torch import Tensor
 
 from experiments.benchmarks.step_parts import Parts, wait
 from experiments.config import Config
@@ -29,6 +30,7 @@ from pyro_lom.training.precision import make_fabric
 from pyro_lom.training.step import TrainingStep
 
 NUM_IMAGES = 1024
+_FIRST_STEPS = 8  # of which a graph replays the last five
 _TIMED_PARTS = 3
 _GPU_BLOCK = 10
 
@@ -46,6 +48,11 @@ class Settings:
     accumulate: int
     steps: int
     phase: int = 0
+
+    def __str__(self) -> str:
+        mode = "-".join(["compiled"] * self.compiled + ["cuda-graph"] * self.cuda_graph) or "eager"
+        train, size = self.config.train, self.config.data.image_size
+        return f"{self.config.preset} at {size}, {train.precision}, {mode}"
 
 
 @pyro.validation_enabled(False)
@@ -75,9 +82,10 @@ def measure(settings: Settings) -> dict[str, Any]:
         received = infer(system, first, readers)
         given = {system[name].reads: received[name] for name in readers}
 
-        def step(number: int, batches: Callable[[int], Minibatch] = batches) -> None:
+        def step(number: int, batches: Callable[[int], Minibatch] = batches) -> Tensor:
+            torch.manual_seed(number)
             objective.at_step(number)
-            take_step(to_float(batches(number).images), 1e-4, inferred=given)
+            return take_step(to_float(batches(number).images), 1e-4, inferred=given).loss
 
         step_times = partial(_times, number=settings.steps, device=device, block=_GPU_BLOCK if on_gpu else 1)
         peaks = [_matrix_product_gflops(device, config.train.precision)]
@@ -86,6 +94,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)  # compilers and cuDNN free most of what they allocate
         step(WARM_UP)  # a graph is recorded here, so its memory counts
+        losses = [step(number).item() for number in range(WARM_UP + 1, _FIRST_STEPS)]
         times = step_times(step)
         memory = _peak_memory_mb(device)
         peaks.append(_matrix_product_gflops(device, config.train.precision))
@@ -133,6 +142,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "peak_gflops": max(peaks),
         "reference_gflop": gflop and gflop * phase.batch_size,
         "share_of_peak": gflop and gflop * phase.batch_size / (median * max(peaks)),
+        "loss": losses[-1],
         "parts": parts,
         "read_ahead_images_per_second": None,
         **{f"{name}_images_per_second": phase.batch_size / of_batch for name, of_batch in seconds.items()},

@@ -1,6 +1,7 @@
 """benchmark.py: every system by name, shares that follow from what is printed, comparisons, mistakes in one line."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ TINY = ["--resolutions", "32", "--slots", "2", "--batch-sizes", "1", "--steps", 
 @pytest.fixture
 def here(monkeypatch):
     """Rows are measured in this process: a new one takes seconds to start."""
-    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", measure)
+    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", lambda settings, limit: measure(settings))
 
 
 @pytest.mark.timeout(1200)
@@ -116,7 +117,7 @@ def test_a_row_in_a_process_of_its_own(command):
         (["--resolutions", "50"], "images are 50x50, but models need square ones"),
         (["--data", "moons"], f"there is no preset '{SYSTEMS[0]}-moons'"),
         (["--json", "no/where.json"], "--json no/where.json: name a file in a folder that exists"),
-        (["--compare", "nowhere.json"], "--compare nowhere.json cannot be read: "),
+        (["--compare", "nowhere.json"], "nowhere.json cannot be read: "),
     ],
 )
 def test_mistakes(arguments, line, refusal):
@@ -137,19 +138,39 @@ def test_more_mistakes(refusal, monkeypatch):
 
 
 def test_a_row_that_cannot_be_measured_leaves_the_others(command, monkeypatch):
-    def only_eager(settings):
-        if settings.accumulate == 1 and settings.system == "genesis-v2":
+    def one_system(settings, limit):
+        if settings.system == "genesis-v2":
             return measure(settings)
         raise UserError("no luck")
 
-    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", only_eager)
+    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", one_system)
     code, out, err = command(main, "--systems", "lom-genesis-v2", "genesis-v2", *TINY, "--json", "rows.json")
     assert code == 2 and "genesis-v2" in out
-    assert "lom-genesis-v2-objects-room at 32: no luck" in err
+    assert "lom-genesis-v2-objects-room at 32, 32-true, eager: no luck" in err
     assert err.splitlines()[-1] == "error: 1 of 2 rows could not be measured, see above"
     assert [row["system"] for row in json.loads(Path("rows.json").read_text())] == ["genesis-v2"]
     code, out, err = command(main, "--systems", "lom-genesis-v2", *TINY)
     assert (code, out) == (2, "") and err.splitlines()[-1] == "error: no luck"
+
+
+def test_each_row_is_written_at_once(command, monkeypatch):
+    def measured(settings, limit):
+        if settings.config.train.precision == "bf16-mixed":
+            raise KeyboardInterrupt
+        return measure(settings)
+
+    monkeypatch.setattr(benchmark, "_in_a_process_of_its_own", measured)
+    precisions = ["--precisions", "32-true", "bf16-mixed"]
+    code, *_ = command(main, "--systems", "genesis-v2", *TINY, *precisions, "--json", "rows.json")
+    assert code == 130
+    assert [row["precision"] for row in json.loads(Path("rows.json").read_text())] == ["32-true"]
+
+
+def test_the_loss_of_a_row_belongs_to_the_same_steps():
+    options = Arguments(("genesis-v2",), resolutions=(32,), slots=(2,), batch_sizes=(1,), steps=1, device="cpu")
+    [settings] = _settings(options)
+    one, other = measure(settings)["loss"], measure(replace(settings, steps=2))["loss"]
+    assert one == pytest.approx(other, rel=1e-5) and one > 0
 
 
 def test_rows_of_older_versions_compare(command, here):
@@ -167,6 +188,28 @@ def test_rows_of_older_versions_compare(command, here):
 def test_a_process_that_is_killed_is_one_line(refusal, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", Killed())
     assert "was killed, perhaps because memory ran out" in refusal(main, "--systems", "genesis-v2", *TINY)
+
+
+def test_a_row_that_takes_too_long_is_given_up(refusal, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", Sleeping())
+    began = time.monotonic()
+    assert refusal(main, "--systems", "genesis-v2", *TINY, "--limit", "1") == "not measured within 1 s (--limit)"
+    assert time.monotonic() - began < 60
+
+
+def test_an_error_of_a_row_is_one_line(refusal, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", Failing())
+    assert refusal(main, "--systems", "genesis-v2", *TINY) == "failed: CUDA error: an illegal instruction"
+
+
+class Sleeping:
+    def __call__(self, settings):
+        time.sleep(300)
+
+
+class Failing:
+    def __call__(self, settings):
+        raise RuntimeError("CUDA error: an illegal instruction\nand a page of advice")
 
 
 class Killed:
