@@ -1,4 +1,4 @@
-"""The commands, and functions for use from Python: `fit`, `evaluate`, `load_run` and `sample_scenes`."""
+"""The commands, and what Python uses: `fit`, `Factory`, `evaluate`, `load_run` and `sample_scenes`."""
 
 import os
 import sys
@@ -17,6 +17,7 @@ def _function(module: str, name: str) -> property:
 
 class _Package(ModuleType):
     fit = _function("experiments.fit", "fit")
+    Factory = _function("experiments.parts", "Factory")
     evaluate = _function("experiments.evaluate", "evaluate")
     load_run = _function("experiments.loading", "load_run")
     sample_scenes = _function("experiments.evaluation.reading", "sample_scenes")

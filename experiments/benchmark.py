@@ -187,7 +187,7 @@ def table(rows: list[Row]) -> str:
     return "\n\n".join(
         (
             _titled(
-                "A training step, seconds; spread is between its 10th and 90th percentile; loss is that of the eighth step",
+                "A training step, seconds; spread: 10th to 90th percentile; loss: of the eighth step",
                 rows,
                 steps,
             ),

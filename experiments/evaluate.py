@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> None:
         if options.sheet:
             _write_sheet(held_out, options.sheet, options.temperature)
         values = _values(held_out, options)
-        rows.append(Row(folder, held_out.config, held_out.provenance["checkpoint"], len(held_out), values))
+        checkpoint = held_out.provenance["checkpoint"]
+        rows.append(Row(folder, held_out.config, checkpoint, len(held_out), values, held_out.orderless))
     tables = markdown(rows, command=lambda folders: _command(folders, options))
     print(tables)
     if options.output is not None:
@@ -91,11 +92,13 @@ def evaluate(
     *,
     metrics: Sequence[Metric] = Arguments.metrics,
     systems: Iterable[type[SystemOptions]] = (),
+    parts: dict[str, Any] | None = None,
     **options,
 ) -> Values:
     """Compute and store a run's metrics as the command does, and return their values by key.
 
     Args:
+        parts: the parts that the run was trained with, by name, as for `load_run`.
         options: options of the command by name, such as `num_images=2048`.
 
     Raises:
@@ -103,7 +106,8 @@ def evaluate(
     """
     arguments = replace(Arguments(), runs=(Path(folder),), metrics=tuple(metrics), **options)
     check_bounds(arguments)
-    return _values(HeldOut.open(Path(folder), num_images=arguments.num_images, systems=systems), arguments)
+    held_out = HeldOut.open(Path(folder), num_images=arguments.num_images, systems=systems, parts=parts)
+    return _values(held_out, arguments)
 
 
 @pyro.validation_enabled(False)

@@ -6,32 +6,34 @@ if __name__ == "__main__":
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic
+from typing import Annotated, Generic
 
 import pyro
 import torch
 import tyro
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, Count, Model, to_dict
+from experiments.config import Config, Count, Model, overrides, to_dict
 from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
-from experiments.evaluation.reading import TEMPERATURE, sample_scenes, signs_of_binding
+from experiments.evaluation.reading import signs_of_binding
 from experiments.evaluation.summary import summarise, summary_lines
-from experiments.loading import EMBEDDED, read_config, read_data
+from experiments.loading import EMBEDDED, Origin, read_config, read_data, read_origin, start_from
 from experiments.options import refuse_foreign_options
+from experiments.parts import Factory, check_names, check_records, records
 from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
 from experiments.systems.options import SystemOptions
 from experiments.training.devices import check_batches, check_cuda_graph, join_again, processes, with_global_batch_size
+from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
-from pyro_lom.system import result
 from pyro_lom.training.compilation import compile_networks
 from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.precision import make_fabric
@@ -60,6 +62,8 @@ class Arguments(Generic[Model]):
     """Run folder to resume with its own configuration. Only options of devices and --systems may be added."""
     runs_dir: Path = Path("runs")
     """Folder in which run folders are created."""
+    orderless: Path | None = None
+    """Run folder whose orderless pair is taken over; a phase that would train this pair alone is left out."""
     systems: str | None = None
     """Your own Python module that defines systems. It is imported, and the kinds of its systems are presets."""
     compile: bool = False
@@ -80,7 +84,8 @@ def main(arguments: list[str]) -> None:
         _print_plan(config)
         return
     of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
-    fit(config, systems=systems, resume=options.resume, runs_dir=options.runs_dir, **of_devices)
+    folders = dict(resume=options.resume, orderless=options.orderless, runs_dir=options.runs_dir)
+    fit(config, systems=systems, **folders, **of_devices)
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -117,20 +122,47 @@ def fit(
     compile: bool = False,
     cuda_graph: bool = False,
     resume: Path | None = None,
+    orderless: Path | None = None,
     runs_dir: Path = Path("runs"),
-    **parts: Any,
+    scene_prior: nn.Module | Factory | None = None,
+    slot_prior: nn.Module | Factory | None = None,
+    scene_posterior: nn.Module | Factory | None = None,
+    matching: Callable | Factory | None = None,
+    likelihood: nn.Module | Factory | None = None,
+    decoder: nn.Module | Factory | None = None,
 ) -> Run:
     """Train a configuration, as the command does.
 
+    The last six arguments exchange parts of the last pair (`experiments/parts.py`). Modules are copied before
+    training, and a `Factory` is called after seeding. The run records classes and shapes of its parts, and cannot be
+    resumed or loaded without them.
+
     Args:
         systems: classes of your own systems, if `config.model` is one of them.
-        parts: modules that replace parts of the configured system, such as `scene_prior`.
+        resume: a run of the same configuration and parts.
+        orderless: a run whose orderless pair is taken over. A phase that would train it alone is left out. With
+            `resume`, it must be the run from which the resumed run took it over.
+        scene_prior: returns p(s), a Pyro distribution of batch shape () and event shape (Ds,).
+        slot_prior: maps h_1:K to p(z_k | h_k), a distribution of event shape (Dz,).
+        scene_posterior: maps the features of g (B, 1, Ds) to q(s), a distribution of event shape (Ds,).
+        matching: maps the means of p(z_k | h_k) and of q(o_k), each (B, K, Dz), to a permutation (B, K).
+        likelihood: maps a `Rendering` to p(x | z), a distribution of batch shape (B, 1) and event shape (C, H, W). The
+            pair then minimises the negative ELBO with its free nats, without GECO.
+        decoder: maps slots (B, K, Dz) to C+1 channels (B, K, C+1, H, W). It starts with its own weights.
 
     Raises:
-        UserError: options, data and files are not compatible, or a file cannot be read or written.
-        NotImplementedError: a distribution of `scene_prior` has no rule of temperature.
+        UserError: options, parts, data and files are not compatible, or a file cannot be read or written.
         Interrupted, NonFiniteLoss: see `Trainer.fit`.
     """
+    parts = {
+        "scene_prior": scene_prior,
+        "slot_prior": slot_prior,
+        "scene_posterior": scene_posterior,
+        "matching": matching,
+        "likelihood": likelihood,
+        "decoder": decoder,
+    }
+    parts = {name: part for name, part in parts.items() if part is not None}
     # All checks come before processes are launched and a run folder is created.
     counts = {"devices": devices, "global-batch-size": global_batch_size, "accumulate": accumulate}
     for option, count in counts.items():
@@ -142,15 +174,33 @@ def fit(
     devices, num_nodes = processes(devices)
     if cuda_graph:
         check_cuda_graph(on_gpu=torch.cuda.is_available(), num_processes=devices * num_nodes)
-    config = with_global_batch_size(config, global_batch_size, devices * num_nodes, accumulate)
+    given, config = config, with_global_batch_size(config, global_batch_size, devices * num_nodes, accumulate)
+    origin = Origin()
+    if resume is not None:
+        origin = _check_resumption(Run.open(resume), [given, config], parts, systems)
+        if orderless is not None and str(Path(orderless).resolve()) != origin.orderless:
+            raise UserError(f"{resume} did not take over the orderless pair of {orderless}: leave orderless out")
     scenes = read_data(config.data)
     train = scenes.split("train")
     torch.manual_seed(config.seed)
     system = build(config, scenes.image_shape, **parts)
     objective = Objective(system)
-    sample_scenes(result(system), 1, TEMPERATURE)  # a prior without a rule of temperature fails before training
+    found = records(system, parts)
+    check_records(origin.parts, found, resume)
+    if orderless is not None and resume is None:
+        start_from(system, config, orderless, systems)
+        origin = Origin(orderless=str(Path(orderless).resolve()))
+    origin = origin._replace(parts=found)
     phases = config.model.phases(system, config.train)
+    if origin.orderless:
+        sources = {pair.reads for pair in system.values()}
+        phases = [phase for phase in phases if phase.pairs is None or not sources.issuperset(phase.pairs)]
+    if "decoder" in parts:
+        phases = [replace(phase, prepare=None) for phase in phases]  # the user's decoder keeps its own weights
+    if not phases:
+        raise UserError("--orderless leaves nothing to train: lower --model.schedule.orderless-first")
     check_batches(phases, len(train.images), world_size=devices * num_nodes, accumulate=accumulate)
+    try_once(system, objective, float_images(train.images[:2]), parts)
     try:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         precision = config.train.precision
@@ -161,7 +211,7 @@ def fit(
     fabric.launch()
     fabric.to_device(objective)
 
-    run, goes_on = fabric.broadcast(_open(runs_dir, config, resume) if fabric.is_global_zero else None)
+    run, goes_on = fabric.broadcast(_open(runs_dir, config, origin, resume) if fabric.is_global_zero else None)
 
     def tell(line: str) -> None:
         if fabric.is_global_zero:
@@ -235,11 +285,30 @@ def anchored(config: Config) -> Config:
     return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
 
 
-def _open(runs_dir: Path, config: Config, resume: Path | None) -> tuple[Run, bool]:
+def _check_resumption(run: Run, configs: list[Config], parts: dict, systems: Iterable[type[SystemOptions]]) -> Origin:
+    """Return the origin of a run to resume.
+
+    Raises:
+        UserError: none of `configs` is the run's configuration, or the parts are not the run's.
+    """
+    kept, given = anchored(read_config(run, systems)), [anchored(config) for config in configs]
+    if kept not in given:
+        same_system = type(kept.model) is type(given[0].model)
+        differ = " ".join(overrides(given[0], kept)) if same_system else f"the system {given[0].model.kind}"
+        raise UserError(
+            f"{run.folder} has another configuration than the given one (here: {differ or given[0].preset}): resume it "
+            "with the configuration that load_run returns, or train a new run"
+        )
+    origin = read_origin(run)
+    check_names(origin.parts, parts, run.folder)
+    return origin
+
+
+def _open(runs_dir: Path, config: Config, origin: Origin, resume: Path | None) -> tuple[Run, bool]:
     """Return the run, and whether it resumes: `resume`, the run of a job that torchrun restarted, or a new run."""
     if resume is not None:
         return Run.open(resume), True
-    kept = to_dict(anchored(config))
+    kept = to_dict(anchored(config)) | origin.as_json()
     if (begun := Run.restarted(runs_dir, kept)) is not None:
         return begun, True
     return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", kept), False

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.config import Config, Data, from_dict
+from experiments.parts import check_names, check_records, records
 from experiments.systems import SYSTEMS, build
 from experiments.systems.options import SystemOptions
 from pyro_lom.data.hdf5 import Scenes, read_scenes
 from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
-from pyro_lom.system import System
+from pyro_lom.system import System, result
 from pyro_lom.training.runs import Run, load_weights
 
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
@@ -56,13 +57,36 @@ def _how_to_get(path: str) -> str:
     )
 
 
+class Origin(NamedTuple):
+    """What `config.json` contains beside the configuration: how a run differs from a run of its configuration."""
+
+    parts: dict[str, dict[str, str]] = {}  # records of exchanged parts, by name (`parts.py: records`)
+    orderless: str | None = None  # the run from which the orderless pair was taken
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if value}
+
+
 def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config:
     """Read the configuration of a run of a built-in system or of one of your own `systems`.
 
     Raises:
         UserError: it is damaged, or was written by an older version or by another system.
     """
-    return from_dict(run.read_json("config.json"), (*SYSTEMS, *systems), place=f"{run.folder}/config.json")
+    values = run.read_json("config.json")
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name not in Origin._fields}
+    return from_dict(values, (*SYSTEMS, *systems), place=f"{run.folder}/config.json")
+
+
+def read_origin(run: Run) -> Origin:
+    """Read how a run differs from a run of its configuration; raises UserError if `config.json` is damaged."""
+    values = run.read_json("config.json")
+    origin = Origin(**{name: values[name] for name in Origin._fields if name in values})
+    kept = origin.parts.values() if isinstance(origin.parts, dict) else [None]
+    if not all(isinstance(one, dict) and {"class", "tensors"} <= set(one) for one in kept):
+        raise UserError(f"{run.folder}/config.json: parts is {origin.parts!r}; restore what the run wrote there")
+    return origin
 
 
 def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[SystemOptions]] = ()) -> None:
@@ -76,9 +100,34 @@ def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[Sys
     for number, folder in enumerate(folders):
         run = Run.open(folder)
         read_config(run, systems)
+        check_names(read_origin(run).parts, {}, folder)
         run.load_checkpoint()
         if folder.resolve() in [other.resolve() for other in folders[:number]]:
             raise UserError(f"{folder} is named twice: name each run once")
+
+
+def start_from(system: System, config: Config, folder: str | Path, systems: Iterable[type[SystemOptions]] = ()) -> None:
+    """Load the pair that other pairs read, such as the orderless pair of a LOM, from a run of a system with this pair.
+
+    Raises:
+        UserError: one of them has no such pair, or its training did not end, or its options differ.
+    """
+    run, name = Run.open(Path(folder)), result(system).reads
+    if name is None:
+        raise UserError(f"--orderless {folder}: {config.model.kind} has no pair that another one reads")
+    there = read_config(run, systems)
+    given, own = there.model.source_options(), config.model.source_options()
+    if differ := [option for option in own if given.get(option) != own[option]]:
+        raise UserError(f"--orderless {folder}: its pair differs in the option {differ[0].replace('_', '-')}")
+    progress, weights, _ = run.load_checkpoint()
+    needed = there.model.source_steps(there.train)
+    if progress.step < needed and not (needed < there.train.steps and read_origin(run).orderless):
+        raise UserError(f"--orderless {folder} is at step {progress.step} of {needed}: finish it first with --resume")
+    pair = Objective(system).pairs[name]
+    prefixes = {key.split(".")[1] for key in weights}
+    prefix = f"pairs.{name if name in prefixes else min(prefixes)}."
+    weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+    load_weights(pair, weights, run.folder)
 
 
 def load_run(
@@ -88,15 +137,18 @@ def load_run(
 
     Args:
         systems: classes of your own systems.
-        parts: parts that the run was trained with, such as `scene_prior`; their weights are loaded.
+        parts: the parts that the run was trained with, such as `scene_prior`; the run's weights are loaded into copies.
 
     Raises:
-        UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
+        UserError: the folder is not a run, its last checkpoint or its data are missing or damaged, or a part is missing
+            or is not the one that the run was trained with.
     """
     run = Run.open(Path(folder))
-    config = read_config(run, systems)
+    config, kept = read_config(run, systems), read_origin(run).parts
+    check_names(kept, parts, run.folder)
     scenes = read_data(config.data)
     system = build(config, scenes.image_shape, **parts)
+    check_records(kept, records(system, parts), run.folder)
     objective = Objective(system)
     progress, weights, _ = run.load_checkpoint()
     load_weights(objective, weights, run.folder)

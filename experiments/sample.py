@@ -138,7 +138,8 @@ def _swept(folder: Path, options: Arguments, systems: tuple[type, ...]) -> Row:
         return {f"{tau:g}": distance for tau, distance in zip(_TAUS, found, strict=True)}
 
     values = held_out.remember(f"sweep-{options.features}", {}, distances)
-    return Row(folder, held_out.config, held_out.provenance["checkpoint"], len(held_out), values)
+    checkpoint = held_out.provenance["checkpoint"]
+    return Row(folder, held_out.config, checkpoint, len(held_out), values, held_out.orderless)
 
 
 if __name__ == "__main__":

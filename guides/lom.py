@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.lom import LatentObjectModel
-from pyro_lom.distributions import GaussianHead, diagonal_normal, positive
+from pyro_lom.distributions import GaussianHead, diagonal_normal, mean, positive
 from pyro_lom.matching import greedy_matching, permute
 from pyro_lom.networks.transformers import PosteriorOrder, SceneEncoder, xavier_
 from pyro_lom.program import Guide
@@ -67,7 +67,7 @@ class LatentObjectGuide(Guide):
             # 3. Estimate the scene-conditioned ordered slot prior (Eq. 2).
             prior = self.model.slot_prior(self.model.order_net(scene.squeeze(-2)))
             # 4. Align the orderless slot posterior to it (Algorithm 1).
-            permutation = self.match(prior.mean, orderless.loc)
+            permutation = self.match(mean(prior), orderless.loc)
             aligned = permute(orderless.loc, permutation)
             # 5. Estimate the ordered slot posterior: the aligned means, with order-aware scales (Eq. 5).
             if self.order_net is None:

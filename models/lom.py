@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyro
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,8 +34,8 @@ class LatentObjectModel(Model):
         scene_prior: a module that returns p(s), a Pyro distribution of event shape (Ds,); N(0, I) by default.
         order_net: f, maps scenes (B, Ds) to h_1:K (B, K, width); the paper's Transformer by default.
         slot_prior: maps h_1:K to p(z_k | h_k), a distribution of event shape (Dz,); two linear layers by default.
-        num_rendered: number of scenes per training batch, drawn at random, whose images are decoded and scored; all by
-            default. KLs need no decoder and use every scene.
+        num_rendered: number of scenes per training batch, drawn at random, whose images are decoded and scored while
+            gradients are recorded; all by default. KLs need no decoder and use every scene.
     """
 
     scene_sites, slot_sites = ("s",), ("z",)
@@ -85,8 +86,12 @@ class LatentObjectModel(Model):
 
     @contextmanager
     def _rendered(self, scenes: pyro.plate, slots: Tensor, images: Tensor | None) -> Iterator[tuple]:
-        """Enter the plate of the scenes to decode, all or `num_rendered` of them; yield their slots and images."""
-        if self.training and images is not None and self.num_rendered is not None:
+        """Enter the plate of the scenes to decode; yield their slots and images.
+
+        A training step decodes `num_rendered` scenes. Without gradients, as in `Predictive`, it decodes all.
+        """
+        is_training_step = self.training and torch.is_grad_enabled() and images is not None
+        if is_training_step and self.num_rendered is not None:
             size = min(self.num_rendered, len(images))
             scenes = pyro.plate("rendered", len(images), subsample_size=size, dim=-2, device=images.device)
         with scenes:

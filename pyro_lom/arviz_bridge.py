@@ -17,14 +17,18 @@ from collections.abc import Callable
 import arviz as az
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm import trange
 
-Statistic = Callable[[Float[Tensor, "N C H W"], Int[Tensor, "N H W"]], Float[Tensor, "N"]]
+from pyro_lom.checks import check_evaluation, check_images
+from pyro_lom.errors import UserError
 
+Statistic = Callable[[Float[Tensor, "N C H W"], Int[Tensor, "N H W"]], Real[Tensor, "N"]]
+
+_DIMENSIONS = ("chain", "draw", "scene", "slot")
 _OWNED = 0.01  # smallest share of the pixels at which a slot counts as used
 
 
@@ -43,14 +47,14 @@ def detail(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> 
     return images.diff(dim=2).abs().mean((1, 2, 3))
 
 
-def active_slots(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
+def active_slots(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Int[Tensor, "N"]:
     """Number of segments with at least 1 % of the pixels."""
-    return (_areas(segments) >= _OWNED).sum(1).float()
+    return (_areas(segments) >= _OWNED).sum(1)
 
 
-def num_objects(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
+def num_objects(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Int[Tensor, "N"]:
     """Number of objects: active slots whose segments touch no edge of the image, unlike the background."""
-    return _is_object(segments).sum(1).float()
+    return _is_object(segments).sum(1)
 
 
 def mask_area(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
@@ -79,6 +83,7 @@ def reconstruction_error(model, guide) -> Statistic:
     """Return a statistic: the RMSE of an image's reconstruction, in [0, 1], which is large for anomalous scenes."""
 
     def error(images: Float[Tensor, "N C H W"], segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N"]:
+        check_evaluation(model, guide)
         found = poutine.trace(guide).get_trace(images)
         explained = poutine.trace(poutine.replay(model, trace=found)).get_trace(images).nodes["x"]["fn"].mean
         return (explained.squeeze(-4) - images).square().mean((1, 2, 3)).sqrt()
@@ -112,16 +117,32 @@ def inference_data(
 
     Returns:
         `arviz.InferenceData`, or with ArviZ 1 an `xarray.DataTree`. Both have `to_netcdf`.
+
+    Raises:
+        UserError: images are wrong, a program is in training mode (`pyro_lom/checks.py: check_images`), the guide has
+            no masks, or a statistic has the name of a site or of a dimension, or does not return (N,) values.
     """
+    check_images(images, model, guide)
 
     def statistics_of(pictures: Tensor) -> dict[str, Tensor]:
-        segments = guide.log_masks(guide.infer(pictures)).argmax(-4).squeeze(-3)
-        return {name: statistic(pictures, segments) for name, statistic in statistics.items()}
+        segments = _segments(guide, pictures)
+        values = {name: statistic(pictures, segments) for name, statistic in statistics.items()}
+        for name, value in values.items():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if shape != (len(pictures),):
+                raise UserError(
+                    f"the statistic {name} of {len(pictures)} images is {shape}: return one value per image"
+                )
+        return values
 
     groups: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     dims = {name: ["scene"] for name in (*statistics, "x")}
     for _ in trange(num_draws, desc="drawing", leave=False, unit="draw", disable=not progressbar):
         prior = poutine.trace(model).get_trace(num_scenes=len(images))
+        if taken := statistics.keys() & {*_DIMENSIONS, *prior.nodes}:
+            raise UserError(
+                f"the statistic {min(taken)} has the name of a site or of a dimension: give it another name"
+            )
         found = poutine.trace(guide).get_trace(images)
         posterior = poutine.trace(poutine.replay(model, trace=found)).get_trace(images)
         for group, trace in (("prior", prior), ("posterior", posterior)):
@@ -162,6 +183,16 @@ def _from_dict(groups: dict[str, dict[str, np.ndarray]], coords: dict, dims: dic
     if az.__version__.startswith("0."):
         return az.from_dict(**groups, coords=coords, dims=dims)
     return az.from_dict(groups, coords=coords, dims=dims)
+
+
+def _segments(guide, images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N H W"]:
+    """Return the slot with the largest mask at each pixel, by the guide's masks."""
+    log_masks = guide.log_masks(guide.infer(images)) if hasattr(guide, "log_masks") else None
+    if log_masks is None:
+        raise UserError(
+            f"{type(guide).__name__} has no masks, which statistics need: pass the guide of a model with slots"
+        )
+    return log_masks.argmax(-4).squeeze(-3)
 
 
 def _areas(segments: Int[Tensor, "N H W"]) -> Float[Tensor, "N K"]:

@@ -50,3 +50,26 @@ class RawHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch two_out"]:
         return torch.cat([self.loc(features), self.raw_variance(features)], dim=-1)
+
+
+def mean(distribution: dist.Distribution) -> Tensor:
+    """Return the mean of a distribution, or the mean of 256 samples if it has no formula, as a flow has none.
+
+    Where the mean does not exist, as that of a Cauchy distribution, this is the mode.
+    """
+    try:
+        value = distribution.mean
+    except NotImplementedError:
+        return distribution.sample((256,)).mean(0)
+    try:
+        return torch.where(value.isnan(), distribution.mode, value)
+    except NotImplementedError:  # the mode of a mixture
+        return value
+
+
+def stddev(distribution: dist.Distribution) -> Tensor:
+    """Return the standard deviation of a distribution, or of 256 samples if it has no formula."""
+    try:
+        return distribution.stddev
+    except NotImplementedError:
+        return distribution.sample((256,)).std(0)

@@ -10,10 +10,13 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import check_model_guide_match, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from pyro_lom.errors import UserError
+from pyro_lom.sites import checked_shapes
 
 SCENES_DIM = -2  # dim of the plate `scenes` in models and guides
 
@@ -46,6 +49,9 @@ class TraceScene_ELBO(Trace_ELBO):
     network runs again; if q has no `rsample`, at the guide's sample. Both programs have the scenes in a plate at dim
     -2. A site that only the guide has must be auxiliary, and its term is log q.
 
+    All gradients are those of reparameterised samples. A site of the guide whose distribution has no `rsample` can be
+    evaluated, but not trained: Pyro's `TraceGraph_ELBO` and `TraceEnum_ELBO` train it.
+
     B times this loss equals the loss of `TraceMeanField_ELBO`, or of `Trace_ELBO` with `analytic_kl=False` and
     `num_kl_samples=1`. An analytic KL requires, as in `TraceMeanField_ELBO`, that no parent of a site in the model
     depends on that site in the guide.
@@ -57,12 +63,18 @@ class TraceScene_ELBO(Trace_ELBO):
         self.num_kl_samples = num_kl_samples
 
     def terms(self, model, guide, *args, **kwargs) -> Terms:
-        """Run the guide, replay the model against its trace, and return the term of each site."""
-        with TraceMessenger() as guide_tracer:
+        """Run the guide, replay the model against its trace, and return the term of each site.
+
+        Raises:
+            UserError: a site does not have the shape of its plates, or is not in the plate of the scenes; a latent site
+                of the model is missing in the guide; a site of the guide has parameters to train but no `rsample`.
+        """
+        with TraceMessenger() as guide_tracer, checked_shapes():
             guide(*args, **kwargs)
-        with TraceMessenger() as model_tracer, ReplayMessenger(trace=guide_tracer.trace):
+        with TraceMessenger() as model_tracer, ReplayMessenger(trace=guide_tracer.trace), checked_shapes():
             model(*args, **kwargs)
         guide_sites, model_sites = _samples(guide_tracer.trace), _samples(model_tracer.trace)
+        _refuse_unsupported(guide_sites, model_sites)
         if is_validation_enabled():
             check_model_guide_match(model_tracer.trace, guide_tracer.trace, self.max_plate_nesting)
 
@@ -73,7 +85,7 @@ class TraceScene_ELBO(Trace_ELBO):
             else:  # Eq. 7 for z, summed over slots; Eq. 8 for s
                 terms.kl[name] = _per_scene(self._kl(guide_sites[name], site), guide_sites[name])
         for name, site in guide_sites.items():
-            if name not in model_sites and not site["is_observed"]:
+            if name not in model_sites:
                 terms.kl[name] = _per_scene(site["fn"].log_prob(site["value"]), site)
         return terms
 
@@ -128,6 +140,33 @@ def _samples(trace) -> dict:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
+
+
+def _refuse_unsupported(guide_sites: dict, model_sites: dict) -> None:
+    """Raise UserError for a site whose term or gradient would be wrong."""
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        if all(frame.dim != SCENES_DIM for frame in site["cond_indep_stack"]):
+            raise UserError(
+                f"site '{name}' is in no plate at dim {SCENES_DIM}, and TraceScene_ELBO has a term for each scene of "
+                "that plate; move the site into it, or use Pyro's Trace_ELBO"
+            )
+    for name, site in model_sites.items():
+        if name not in guide_sites and not site["is_observed"]:
+            raise UserError(
+                f"site '{name}' of the model is missing in the guide; sample it there, or if it is discrete, enumerate "
+                "it with Pyro's TraceEnum_ELBO"
+            )
+    for name, site in guide_sites.items():
+        q, is_sampled = site["fn"], not site["is_observed"] or site_is_factor(site)
+        # The gradient of an expectation under such a q contains its score function, which no term has.
+        if is_sampled and not q.has_rsample and q.log_prob(site["value"]).requires_grad:
+            while hasattr(q, "base_dist"):
+                q = q.base_dist
+            enumerable = ", or TraceEnum_ELBO to enumerate it" if q.has_enumerate_support else ""
+            raise UserError(
+                f"site '{name}' of the guide: {type(q).__name__} has no rsample, so the gradient of TraceScene_ELBO "
+                f"would be wrong; use Pyro's TraceGraph_ELBO{enumerable}"
+            )
 
 
 def _per_scene(values: Tensor, site) -> Float[Tensor, "B"]:

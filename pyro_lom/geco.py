@@ -69,7 +69,39 @@ class FreeNats(NamedTuple):
         return cls(nats, nats, 0)
 
 
-class Geco(TraceScene_ELBO, nn.Module):
+class FreeNatsELBO(TraceScene_ELBO, nn.Module):
+    """An ELBO in which the KL of a site in a scene counts at least its free nats (Eq. 26).
+
+    Args:
+        free_nats: the floors of KLs, by site name.
+    """
+
+    def __init__(self, free_nats: dict[str, FreeNats] | None = None):
+        nn.Module.__init__(self)
+        TraceScene_ELBO.__init__(self)
+        self.free_nats = free_nats or {}
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+
+    def kl(self, terms: Terms) -> Float[Tensor, ""]:
+        """Return the mean KL over scenes, with the floors."""
+        total = 0.0
+        for name, kl in terms.kl.items():
+            if name in self.free_nats:
+                nats, final_nats, final_from = self.free_nats[name]
+                kl = kl.clamp_min(torch.where(self.num_updates >= final_from, final_nats, nats))
+            total = total + kl.mean()
+        return total
+
+    def combine(self, terms: Terms) -> Float[Tensor, ""]:
+        return terms.mean_error() + self.kl(terms)
+
+    @torch.no_grad()
+    def update(self, error: Float[Tensor, ""]) -> None:
+        """Count this step. This does not synchronise."""
+        self.num_updates.add_(1)
+
+
+class Geco(FreeNatsELBO):
     """An ELBO whose loss balances error and KL by a multiplier; `Geco(...)(model, guide)` is an `ELBOModule`.
 
     Buffers contain the state: multiplier, moving average of the error, number of updates. Only `update` changes it.
@@ -98,30 +130,17 @@ class Geco(TraceScene_ELBO, nn.Module):
         warm_start: int = 0,
         ema_decay: float = 0.99,
     ):
-        nn.Module.__init__(self)
-        TraceScene_ELBO.__init__(self)
+        super().__init__(free_nats)
         self.target = target
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
         self.goal_relative, self.warm_start, self.ema_decay = goal_relative, warm_start, ema_decay
-        self.free_nats = free_nats or {}
         self.register_buffer("parameter", torch.tensor(float(initial)))
         self.register_buffer("error_ema", torch.zeros(()))
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
 
     @property
     def multiplier(self) -> Float[Tensor, ""]:
         """The weight of the KL (GENESIS's rule) or of the error (EMORL's rule)."""
         return self.parameter
-
-    def kl(self, terms: Terms) -> Float[Tensor, ""]:
-        """Return the mean KL over scenes. The KL of a site in a scene counts at least its free nats (Eq. 26)."""
-        total = 0.0
-        for name, kl in terms.kl.items():
-            if name in self.free_nats:
-                nats, final_nats, final_from = self.free_nats[name]
-                kl = kl.clamp_min(torch.where(self.num_updates >= final_from, final_nats, nats))
-            total = total + kl.mean()
-        return total
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
         """Return the loss of these terms with the current multiplier."""
@@ -139,6 +158,10 @@ class Geco(TraceScene_ELBO, nn.Module):
         moved = self._moved(step).clamp(*self.bounds)
         self.parameter.copy_(torch.where(self.num_updates < self.warm_start, self.parameter, moved))
         self.num_updates += 1
+
+    def unconstrained(self) -> FreeNatsELBO:
+        """Return an ELBO with the same free nats and without the target, which belongs to a Gaussian likelihood."""
+        return FreeNatsELBO(self.free_nats)
 
     def report(self, error: float) -> dict[str, float]:
         """Return the error and its target as RMSE, and the multiplier."""

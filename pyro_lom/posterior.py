@@ -3,6 +3,9 @@
 `model` and `guide` are a LOM and its guide, with the sites `s` (B, 1 | Ds) and `z` (B, K | Dz). The functions call
 `model(num_scenes=..., with_image=False)`, which samples s and z without decoding them, `model.render`, and
 `guide.infer_scene(slots)`, which returns q(s | g(slots)).
+
+Both are in evaluation mode. Wrong arguments raise a `UserError` (`pyro_lom/checks.py`). If a posterior has no formulas
+for its moments, as a flow has none, they are the moments of 256 samples.
 """
 
 import math
@@ -16,8 +19,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_lom.distributions import diagonal_normal
+from pyro_lom.checks import check_evaluation, check_images, check_latents, check_lom
+from pyro_lom.distributions import diagonal_normal, mean, stddev
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.errors import UserError
 from pyro_lom.metrics.log_likelihood import effective_sample_size, log_weights
 from pyro_lom.program import Program
 from pyro_lom.types import Rendering
@@ -35,15 +40,19 @@ class Explanation(NamedTuple):
 @torch.no_grad()
 def explain(model, guide, images: Float[Tensor, "B C H W"]) -> Explanation:
     """Infer s, z_1:K and the order of the slots from images, and render the slots."""
+    check_lom(model, guide)
+    check_images(images, model, guide)
     trace = poutine.trace(guide).get_trace(images)
-    slots = trace.nodes["z"]["fn"].mean
-    scene = trace.nodes["s"]["fn"].mean.squeeze(-2)
-    return Explanation(scene, slots, trace.nodes["_RETURN"]["value"].permutation, model.render({"z": slots}))
+    scene, slots = (mean(trace.nodes[site]["fn"]) for site in ("s", "z"))
+    permutation = trace.nodes["_RETURN"]["value"].permutation
+    return Explanation(scene.squeeze(-2), slots, permutation, model.render({"z": slots}))
 
 
 @torch.no_grad()
 def log_prob_of_slots(model, scene: Float[Tensor, "B Ds"], slots: Float[Tensor, "B K Dz"]) -> Float[Tensor, "B K"]:
     """Return the log density of each slot given the scene, log p(z_k | h_k) with h = f(s), in nats."""
+    check_evaluation(model)
+    check_latents(model, slots, scene=scene)
     given = poutine.condition(model, {"s": scene.unsqueeze(-2), "z": slots})
     trace = poutine.trace(given).get_trace(num_scenes=len(scene), with_image=False)
     return trace.nodes["z"]["fn"].log_prob(slots)
@@ -84,6 +93,8 @@ class Completion(NamedTuple):
     effective_sample_size: Float[Tensor, "B"]  # of the importance sampling, from 1 (worst) to num_samples (best)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def complete(
     model,
     guide,
@@ -105,7 +116,20 @@ def complete(
     g requires all K slots. The amortised q(s) therefore alternates between sampling the other slots given s and
     inferring s from all slots. It starts from several samples of p(s) and keeps the best result. If all slots are kept,
     the amortised q(s) is the guide's, and `log_evidence` is a lower bound of log p(z_1:K).
+
+    The results have no gradients. The caller may have disabled gradients.
+
+    Raises:
+        UserError: an argument is wrong, or the model was made in `torch.inference_mode`.
     """
+    check_lom(model, guide)
+    check_evaluation(model, guide)
+    check_latents(model, slots, mask=mask)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UserError(
+            "the model was made or loaded in torch.inference_mode, without gradients: load it outside of it"
+        )
+    slots, mask = slots.detach().clone(), mask.clone()  # tensors of inference mode cannot be in a graph; clones can
     kept = keep_slots(slots, mask)(partial(model, num_scenes=len(slots), with_image=False))
     guess = _first_guess(kept, guide)
     weights_before, _ = _draw(kept, guess, num_samples)
@@ -135,11 +159,14 @@ def _first_guess(kept, guide, num_starts: int = 16, num_rounds: int = 10) -> "_S
         trace = poutine.trace(kept).get_trace()
     for _ in range(num_rounds):
         q = guide.infer_scene(trace.nodes["z"]["value"])
-        trace = poutine.trace(poutine.condition(kept, {"s": q.mean.unsqueeze(-2)})).get_trace()
+        loc = mean(q)
+        trace = poutine.trace(poutine.condition(kept, {"s": loc.unsqueeze(-2)})).get_trace()
     trace.compute_log_prob()
     fit = sum(trace.nodes[name]["log_prob"].sum(-1) for name in ("s", "z"))  # (starts, B)
     best = fit.argmax(0), torch.arange(fit.shape[1], device=fit.device)
-    return _SceneGuess(q.mean[best], q.stddev[best])
+    scale = stddev(q)[best]
+    # A family without a standard deviation, such as Cauchy, starts with the prior's.
+    return _SceneGuess(loc[best], torch.where(scale.isfinite(), scale, 1.0))
 
 
 class _SceneGuess(Program):

@@ -7,19 +7,37 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float, Int
-from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.params.param_store import param_with_module_name
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from pyro_lom.errors import UserError
+from pyro_lom.sites import checked_shapes
 from pyro_lom.types import Rendering
 
 
 class Program(nn.Module):
     """A Pyro model or guide written as an `nn.Module`.
 
-    A program trains with a torch optimiser over `parameters()`. `pyro.infer.SVI` instead trains the parameters for
-    which it traces a `param` message, which a plain module does not send. A call therefore sends one for each parameter
-    while SVI traces them. Pyro's global parameter store stays empty, so two instances never share a parameter.
+    A program trains with a torch optimiser over `parameters()`, or with `pyro.infer.SVI`. When SVI runs a program, each
+    parameter that requires a gradient enters Pyro's parameter store under the name that
+    `pyro.module(type(program).__name__, program)` would give it, such as `LatentObjectModel$$$decoder.layers.0.weight`.
+    `get_state`, `set_state` and `save` of `pyro.optim` use these names. Options that are a function of one argument
+    receive `LatentObjectModel.decoder.layers.0.weight`, and those of two arguments the parts on both sides of `$$$`.
+
+    - The store contains the parameters themselves. `state_dict` saves and loads their values.
+    - A parameter that already has a name in the store keeps it. A call of `pyro.module("first", program)` in front of
+      the program therefore names one of two instances.
+    - A name never belongs to two parameters: the second instance of a class raises a `UserError`, unless
+      `pyro.clear_param_store()` released the names, or `pyro.module` gave it other names.
+    - Borrowed modules (`borrow`) have the names of their owner, and train when SVI runs their owner.
+
+    A call refuses sites that do not have the shapes of their plates (`sites.py`).
+
+    Pyro's Jit ELBOs are refused with a `UserError`: `torch.jit` records values that depend on the batch as constants,
+    for example the permutation of `hungarian_matching`, and the loss of other batches would be wrong.
 
     Attributes:
         step: the training step, a scalar buffer. The trainer sets it, and schedules may read it. In a trained program
@@ -33,15 +51,34 @@ class Program(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
 
     def __call__(self, *args, **kwargs):
+        if torch.jit.is_tracing():
+            name = type(self).__name__
+            raise UserError(f"{name} does not support Jit ELBOs: use the same ELBO without Jit, such as Trace_ELBO")
         if any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK):
-            for name, parameter in self.named_parameters():
-                # SVI reads the parameter from the attribute `unconstrained` of a message's value. The value is a view,
-                # so that the parameter itself has no attribute that cannot be pickled.
-                announced = parameter.view_as(parameter)
-                announced.unconstrained = lambda parameter=parameter: parameter
-                unique_name = f"{type(self).__name__}-{id(self)}.{name}"
-                effectful(type="param")(lambda announced=announced: announced)(name=unique_name)
-        return super().__call__(*args, **kwargs)
+            self._send_parameters()
+        with checked_shapes(max_plate_nesting=2):
+            return super().__call__(*args, **kwargs)
+
+    def _send_parameters(self) -> None:
+        store = pyro.get_param_store()
+        for path, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            name = store.param_name(parameter) or param_with_module_name(type(self).__name__, path)
+            if name not in store:
+                # `pyro.param(name, parameter)` would store a copy of a parameter that is not contiguous.
+                store.set_state({"params": {name: parameter}, "constraints": {name: constraints.real}})
+            if store[name].unconstrained() is not parameter:
+                raise UserError(
+                    f"Pyro's parameter store has another parameter {name}: call pyro.clear_param_store() before this "
+                    f"{type(self).__name__} trains, or name it by pyro.module"
+                )
+            pyro.param(name)
+
+    def __getstate__(self):
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # the store's weak reference, which cannot be pickled
+        return super().__getstate__()
 
     def borrow(self, name: str, module: nn.Module | None) -> None:
         """Set `self.name` to another program's module without registering it: its owner trains, moves and saves it."""
@@ -51,18 +88,26 @@ class Program(nn.Module):
 class Model(Program):
     """A generative model p, called as `model(images=None, *, num_scenes=1)`.
 
-    It observes `images` (B, C, H, W) at the site `x` (B, 1 | C, H, W), or samples `num_scenes` images there. Scenes are
-    in a plate at dim -2; slots or cells are in a plate at dim -1.
+    It observes `images` (B, C, H, W), floats in [0, 1], at the site `x` (B, 1 | C, H, W). Without images, it samples
+    `num_scenes` images there. Scenes are in a plate at dim -2; slots or cells are in a plate at dim -1.
 
     Attributes:
         scene_sites: the sites that describe a scene as a whole; interpolation and retrieval use them.
         slot_sites: the sites of the slots that `render` decodes, in order; each is (B, K | Dz) or (B, 1 | Dz).
-        num_rendered: while training, the number of scenes of a batch whose images are scored; None means all.
+        num_rendered: in a training step, the number of scenes of a batch whose images are scored; None means all.
     """
 
     scene_sites: tuple[str, ...] = ()
     slot_sites: tuple[str, ...] = ()
     num_rendered: int | None = None
+
+    def __call__(self, images=None, *args, **kwargs):
+        if not isinstance(images, Tensor | None):
+            raise UserError(
+                f"{type(self).__name__} takes images as a tensor (B, C, H, W), not {type(images).__name__}; "
+                "num_scenes=... is the number of scenes to sample"
+            )
+        return super().__call__(images, *args, **kwargs)
 
     def render(self, latents: dict[str, Tensor]) -> Rendering:
         """Decode latents, given by site, to the mean of `x`, and to components and masks if the model has them.

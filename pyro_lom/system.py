@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_lom.checks import check_images
 from pyro_lom.elbo import Terms
 from pyro_lom.program import Guide, Model
 
@@ -49,11 +50,15 @@ def infer(system: System, images: Float[Tensor, "B C H W"], names: Iterable[str]
     """Infer each posterior once, without gradients; return what each pair's guide receives as `inferred`.
 
     The keys are the pairs in `names`, or all pairs, and the pairs that they read.
+
+    Raises:
+        UserError: images are wrong, or a program is in training mode (`pyro_lom/checks.py: check_images`).
     """
     received: dict[str, Any] = {}
+    sources = {name: system[name].reads or name for name in (system if names is None else names)}
+    check_images(images, *(program for source in sources.values() for program in system[source][:2]))
     with torch.no_grad():
-        for name in system if names is None else names:
-            source = system[name].reads or name
+        for name, source in sources.items():
             if source not in received:
                 received[source] = system[source].guide.infer(images)
             if source != name:

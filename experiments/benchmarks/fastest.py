@@ -1,10 +1,9 @@
-"""Ways to take training steps, the fastest first: `python -m experiments.benchmarks.fastest SYSTEM ROWS.json TESTS.xml`.
+"""Ways to take training steps, the fastest first: `python -m experiments.benchmarks.fastest SYSTEM ROWS TESTS`.
 
-Each printed line has the seconds of a step and the options of `fit.py`. `experiments/gpu.sh` trains with the first line
-that works.
+ROWS is a file of `benchmark.py --json`, and TESTS is a file of `pytest --junit-xml`. Each printed line has the seconds
+of a step and the options of `fit.py`. `experiments/gpu.sh` trains with the first line that works.
 """
 
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 

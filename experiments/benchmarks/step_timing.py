@@ -79,7 +79,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         batches = on_device(minibatches, device)
         first = to_float(batches(0).images)
         readers = [name for name in pairs if system[name].reads not in (None, *pairs)]
+        objective.eval()
         received = infer(system, first, readers)
+        objective.train()
         given = {system[name].reads: received[name] for name in readers}
 
         def step(number: int, batches: Callable[[int], Minibatch] = batches) -> Tensor:
@@ -103,12 +105,14 @@ def measure(settings: Settings) -> dict[str, Any]:
             read_ahead = partial(step, batches=Prefetched(minibatches, device))
             seconds["read_ahead"] = statistics.median(step_times(read_ahead))
         *_, last = system
+        objective.eval()
         with torch.no_grad():
             for name, work in {
                 "sampling": lambda _: system[last].model(num_scenes=phase.batch_size),
                 "evaluation": lambda _: reconstruct(system[last], first, infer(system, first)[last]),
             }.items():
                 seconds[name] = statistics.median(_times(work, 4, device)[1:])  # the first one warms up
+        objective.train()
         parts = {}
         if not settings.cuda_graph:  # a graph has no parts
             stopwatch = Parts(objective, take_step.optimizer, device)

@@ -23,7 +23,7 @@ from experiments.evaluation.reading import (
     source_pair,
     terms_under_other_scenes,
 )
-from experiments.loading import load_run
+from experiments.loading import load_run, read_origin
 from experiments.systems import build
 from experiments.systems.options import SystemOptions
 from pyro_lom.data.hdf5 import Scenes
@@ -78,14 +78,20 @@ class HeldOut:
 
     @classmethod
     def open(
-        cls, folder: Path, *, num_images: int | None = None, systems: Iterable[type[SystemOptions]] = ()
+        cls,
+        folder: Path,
+        *,
+        num_images: int | None = None,
+        systems: Iterable[type[SystemOptions]] = (),
+        parts: dict[str, Any] | None = None,
     ) -> "HeldOut":
         """Load a run at its last checkpoint.
 
         Raises:
             UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
         """
-        return cls(Run.open(folder), *load_run(folder, systems=systems), num_images=num_images)
+        loaded = load_run(folder, systems=systems, **(parts or {}))
+        return cls(Run.open(folder), *loaded, num_images=num_images, parts=parts)
 
     def __len__(self) -> int:
         return len(self.scenes.images)
@@ -108,6 +114,11 @@ class HeldOut:
             system = build(self.config, self.scenes.image_shape, **self.parts)
         _move(system, self.device)
         return system
+
+    @property
+    def orderless(self) -> str | None:
+        """The run from which this run took its orderless pair, or None."""
+        return read_origin(self.run).orderless
 
     @cached_property
     def provenance(self) -> dict[str, str]:

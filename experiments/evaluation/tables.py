@@ -23,6 +23,7 @@ class Row(NamedTuple):
     checkpoint: str
     num_images: int
     values: Values
+    orderless: str | None = None  # the run from which it took its orderless pair
 
 
 TABLES = {
@@ -66,7 +67,7 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
             parts.append(f"**{head}**\n\n{grid([names, *lines])}")
     made_by = []
     for label, group in groups.items():
-        made_by += [f"# {label}", *(_training(row.config) for row in group), command([row.folder for row in group])]
+        made_by += [f"# {label}", *(_training(row) for row in group), command([row.folder for row in group])]
     return "\n\n".join([*parts, "**Made by**", "\n".join(["```", *made_by, "```"])])
 
 
@@ -74,7 +75,7 @@ def by_configuration(rows: list[Row]) -> dict[str, list[Row]]:
     """Group rows that differ only in their seed; return the groups by label."""
     alike: dict[str, list[Row]] = {}
     for row in rows:
-        alike.setdefault(f"{row.checkpoint} {to_dict(row.config) | {'seed': None}}", []).append(row)
+        alike.setdefault(f"{row.checkpoint} {to_dict(row.config) | {'seed': None}} {row.orderless}", []).append(row)
     presets = [group[0].config.preset for group in alike.values()]
     groups = {}
     for group in alike.values():
@@ -99,11 +100,13 @@ def grid(lines: list[list[str]]) -> str:
     return "\n".join([padded[0], rule, *padded[1:]])
 
 
-def _training(config: Config) -> str:
+def _training(row: Row) -> str:
     """Return the command that trains a run with the current presets."""
+    config = row.config
     if config.preset not in PRESETS:
         return f"# trained by a preset that does not exist here: {config.preset}, seed {config.seed}"
     options = overrides(config, replace(PRESETS[config.preset], seed=config.seed))
+    options += ["--orderless", row.orderless] if row.orderless else []
     return shlex.join(["python", "experiments/fit.py", config.preset, "--seed", str(config.seed), *options])
 
 

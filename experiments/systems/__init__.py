@@ -3,11 +3,11 @@
 import importlib
 import sys
 from collections.abc import Iterable
-from inspect import signature
 from types import ModuleType
 from typing import Any
 
 from experiments.config import Config, check_bounds
+from experiments.parts import exchange
 from experiments.systems import autoregressive, emorl, genesis_v2, lom
 from experiments.systems.options import ImageShape, SystemOptions
 from pyro_lom.errors import UserError
@@ -40,17 +40,13 @@ def preset(name: str, systems: Iterable[type[SystemOptions]] = ()) -> Config:
 
 
 def build(config: Config, image_shape: ImageShape, **parts: Any) -> System:
-    """Build the system of a configuration for images (C, H, W). `parts`, such as `scene_prior`, replace its own.
+    """Build the system of a configuration for images (C, H, W), with the user's `parts` in place of its own.
 
     Raises:
         UserError: the configuration, the images and the parts are not compatible.
     """
     check(config)
-    parts = {name: given for name, given in parts.items() if given is not None}
-    for name in parts:
-        if name not in signature(config.model.build).parameters:
-            raise UserError(f"{config.model.kind} has no {name}: choose a system that has one, such as a LOM")
-    return config.model.build(image_shape, config.train, **parts)
+    return exchange(config.model.build(image_shape, config.train), parts)
 
 
 def check(config: Config, *, accumulate: int = 1, cuda_graph: bool = False) -> None:

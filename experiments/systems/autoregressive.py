@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from torch import nn
-
 from experiments.config import Config, Count, Train
 from experiments.systems.emorl import EmorlInference
 from experiments.systems.genesis_v2 import GenesisV2Inference
@@ -37,14 +35,13 @@ class Autoregressive(PairedOptions):
         self,
         image_shape: ImageShape,
         scene: SceneOptions | None = None,
-        scene_prior: nn.Module | None = None,
         free_nats: dict[str, FreeNats] | None = None,
     ) -> System:
         """Build both pairs, with a scene latent if `scene` is given."""
         orderless, scene_dim = self.orderless.pair(self, image_shape), scene and scene.scene_dim
         model = AutoregressiveModel(
             orderless.model,
-            scene_prior=scene_prior,
+            scene_prior=scene and scene.scene_prior.make(scene.scene_dim),
             recurrence=SlotRecurrence(self.slot_dim, width=self.recurrence_width, scene_dim=scene_dim),
             slot_prior=xavier_(GaussianHead(self.recurrence_width, self.slot_dim)),
         )
@@ -61,9 +58,9 @@ class SceneAutoregressive(SceneOptions, Autoregressive):
 
     kind: ClassVar[str] = "scene-autoregressive"
 
-    def build(self, image_shape: ImageShape, train: Train, *, scene_prior: nn.Module | None = None) -> System:
+    def build(self, image_shape: ImageShape, train: Train) -> System:
         free_nats = self.scene_free_nats(train.steps - self.first_steps(train))
-        return self._build(image_shape, self, self.make_scene_prior(scene_prior), free_nats)
+        return self._build(image_shape, self, free_nats)
 
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
         super().check(train)

@@ -53,16 +53,15 @@ class Lom(SceneOptions, PairedOptions):
     """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
     schedule: LomSchedule = LomSchedule()
 
-    def build(self, image_shape: ImageShape, train: Train, *, scene_prior: nn.Module | None = None) -> System:
+    def build(self, image_shape: ImageShape, train: Train) -> System:
         orderless = self.orderless.pair(self, image_shape)
-        scene_prior = self.make_scene_prior(scene_prior)
         model = LatentObjectModel(
             self.make_decoder(image_shape),
             likelihood=self.make_likelihood(),
             num_slots=self.num_slots,
             slot_dim=self.slot_dim,
             scene_dim=self.scene_dim,
-            scene_prior=scene_prior,
+            scene_prior=self.scene_prior.make(self.scene_dim),
             num_rendered=self.schedule.ordered_rendered,
             **self._order(),
         )

@@ -40,10 +40,8 @@ class SystemOptions:
     def build(self, image_shape: ImageShape, train: Train) -> System:
         """Build the models, guides and criteria for images (C, H, W).
 
-        A part that a user may replace, such as `scene_prior`, is a further keyword argument with the default None.
-
         Raises:
-            UserError: the options, the images and the parts are not compatible.
+            UserError: the options and the images are not compatible.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define build")
 
@@ -57,6 +55,14 @@ class SystemOptions:
     def with_one_batch_size(self) -> "SystemOptions":
         """Return the options with the batch size `train.batch_size` in every phase."""
         return self
+
+    def source_options(self) -> dict[str, Any]:
+        """Return the options of the pair that other pairs read; all options if there is one pair."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def source_steps(self, train: Train) -> int:
+        """Return the number of steps after which this pair is trained."""
+        return train.steps
 
     def reference_gflop(self, image_shape: ImageShape) -> float | None:
         """Return GFLOP per scene of a training step, forward and backward; None for sizes that were not counted."""
@@ -191,6 +197,13 @@ class PairedOptions(SlotOptions):
     """Options of all systems with an ordered pair that reads an orderless pair."""
 
     schedule: Schedule = Schedule()
+
+    def source_options(self) -> dict[str, Any]:
+        shared = {field.name: getattr(self, field.name) for field in fields(SlotOptions)}
+        return shared | {field.name: getattr(self.orderless, field.name) for field in fields(self.orderless)}
+
+    def source_steps(self, train: Train) -> int:
+        return self.first_steps(train) or train.steps
 
     def first_steps(self, train: Train) -> int:
         """Return the number of steps in which only the orderless pair trains."""

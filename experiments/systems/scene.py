@@ -74,19 +74,6 @@ class SceneOptions:
     """Width of the Transformers' perceptrons, as a multiple of the tokens' width; 1 in the paper (A.1)."""
     free_nats: SceneFreeNats = SceneFreeNats()
 
-    def make_scene_prior(self, given: nn.Module | None) -> nn.Module:
-        """Return `given`, or build the prior of the options; raises UserError if `given` has another shape."""
-        if given is None:
-            return self.scene_prior.make(self.scene_dim)
-        prior, wanted = given(), (self.scene_dim,)
-        if prior.batch_shape or prior.event_shape != wanted:
-            raise UserError(
-                f"scene_prior returns a distribution of batch shape {tuple(prior.batch_shape)} and event shape "
-                f"{tuple(prior.event_shape)}: a scene of this model has () and {wanted}, as "
-                f"dist.Normal(torch.zeros({wanted[0]}), 1.0).to_event(1) has"
-            )
-        return given
-
     def make_scene_posterior(self, slot_dim: int) -> dict[str, nn.Module]:
         """Build g and the heads of q(s), as keyword arguments of a guide."""
         encoder = SceneEncoder(

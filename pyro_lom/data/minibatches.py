@@ -62,5 +62,13 @@ def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def float_images(images: UInt8[Array, "N H W C"]) -> Float[Tensor, "N C H W"]:
-    """Return stored images in the form that models take: in memory, channels first, float32 in [0, 1]."""
-    return to_float(torch.from_numpy(np.array(images))).permute(0, 3, 1, 2).contiguous()
+    """Return stored images in the form that models take: in memory, channels first, float32 in [0, 1].
+
+    Raises:
+        UserError: images are not uint8 (N, H, W, C) with 1 or 3 channels.
+    """
+    stored = np.array(images)
+    if stored.dtype != np.uint8 or stored.ndim != 4 or stored.shape[-1] not in (1, 3):
+        given = f"{stored.dtype} {stored.shape}"
+        raise UserError(f"images are {given}: float_images takes uint8 (N, H, W, C) from 0 to 255 with 1 or 3 channels")
+    return to_float(torch.from_numpy(stored)).permute(0, 3, 1, 2).contiguous()

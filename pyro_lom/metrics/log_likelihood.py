@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_lom.checks import check_images
 from pyro_lom.elbo import TraceScene_ELBO
 
 
@@ -16,7 +17,18 @@ def importance_weighted(model, guide, images: Float[Tensor, "B C H W"], num_samp
     Its expectation grows with S towards log p(x). With S = 1 it is the ELBO with sampled KLs. Auxiliary sites of the
     guide enter as in the ELBO, by log q: this is 0 if the site is uniform on (0, 1) or masked. A low value marks an
     anomaly, a scene that is improbable under the model.
+
+    The bound is loose, and varies between calls, if a few of the S samples have nearly all of the weight. On eight
+    scenes of the demo, 500 samples have an effective size of 2 to 14, and bounds of 64 samples have a standard
+    deviation of 1 to 3 nats over calls. This code computes the bound and the effective size of its samples:
+
+        weights = torch.stack([log_weights(model, guide, images) for _ in range(num_samples)])  # (S, B)
+        bound, size = weights.logsumexp(0) - math.log(num_samples), effective_sample_size(weights)
+
+    Raises:
+        UserError: images are wrong, or a program is in training mode (`pyro_lom/checks.py: check_images`).
     """
+    check_images(images, model, guide)
     weights = torch.stack([log_weights(model, guide, images) for _ in range(num_samples)])
     return weights.logsumexp(0) - math.log(num_samples)
 

@@ -29,12 +29,12 @@ class NonFiniteWatch:
         """Raise if a term was not finite in any recorded step of any process. This synchronises with the device.
 
         Raises:
-            NonFiniteLoss: the message contains the site, the step and `last_good`.
+            NonFiniteLoss: the message contains the first sites, their step and `last_good`.
         """
         first = fabric.all_reduce(self._first, reduce_op="min").tolist()
         step = min(first)
         if step < self.never:
-            site = self._sites[first.index(step)]
+            sites = ", ".join(site for site, number in zip(self._sites, first, strict=True) if number == step)
             raise NonFiniteLoss(
-                f"the loss is not finite: site {site} first became NaN or infinite in step {step}; {last_good}"
+                f"the loss is not finite: site {sites} first became NaN or infinite in step {step}; {last_good}"
             )

@@ -124,7 +124,8 @@ class Run:
             temporary.mkdir(parents=True)
             try:
                 for name, tensors in (("weights", weights), ("optimizer", optimizer)):
-                    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                    # Copies, because some modules register a tensor under two names, as Pyro's spline flows do.
+                    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
                     save_file(own, temporary / f"{name}.safetensors")
                 (temporary / "state.json").write_text(json.dumps(progress._asdict(), indent=2) + "\n")
                 for path in temporary.iterdir():

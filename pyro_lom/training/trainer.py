@@ -40,7 +40,7 @@ class Trainer:
     Args:
         images: uint8 (N, H, W, C) array, the training split.
         clip_norm, accumulate, cuda_graph: see `TrainingStep`.
-        preview: called with the step every `preview_every` steps, on rank 0; draws figures.
+        preview: called with the step every `preview_every` steps, on rank 0, in evaluation mode; draws figures.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class Trainer:
                 raise Interrupted(stop, self.step, self.run)
             if self.preview and self.preview_every and self.step % self.preview_every == 0 and fabric.is_global_zero:
                 began = time.perf_counter()
+                self.objective.eval()
                 self.preview(self.step)
+                self.objective.train()
                 self._window_start += time.perf_counter() - began
         self._optimizer_tensors = {}
 

@@ -43,6 +43,14 @@ def test_seeds_share_a_row():
     assert "\nevaluate runs/00000-tiny-seed0 runs/00001-tiny-seed1 runs/00002-tiny-seed2\n" in text
 
 
+def test_runs_with_another_orderless_pair_have_a_row_of_their_own():
+    other = row(1, 1, {"fd_pca64_samples": 4.0})._replace(orderless="runs/00009-tiny")
+    text = table([row(0, 0, {"fd_pca64_samples": 1.0}), other])
+    assert [cells(text, FD, f"tiny ({name})")[-1] for name in ("00000", "00001")] == ["1.0", "4.0"]
+    with_it = row(0, 0, {"fd_pca64_samples": 1.0}, PRESETS["demo"])._replace(orderless="runs/00009-tiny")
+    assert "--seed 0 --orderless runs/00009-tiny\n" in table([with_it])
+
+
 def test_one_run_has_no_deviation_and_percent_are_percent():
     text = table([row(0, 0, {"structure_samples": 0.8234})])
     head = "Structure: towers that stand, by a rule on pixels, % of scenes"

@@ -1,14 +1,17 @@
 """Groups of the right shape and content, statistics by hand, and p-values that tell a misfit from a fit."""
 
 import arviz as az
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from tiny import IMAGE_SHAPE, LATENTS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, tiny_images, tiny_pair
+from pyro.infer.autoguide import AutoNormal
+from tiny import IMAGE_SHAPE, LATENTS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, Programs, tiny_images, tiny_pair
 
 from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data, reconstruction_error
+from pyro_lom.errors import UserError
 
 B, DRAWS = 3, 4
 
@@ -28,7 +31,7 @@ def redness(images, segments):
 
 @pytest.fixture(scope="module")
 def lom():
-    return tiny_pair()
+    return Programs(*(program.eval() for program in tiny_pair()))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def data(lom):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_groups_and_shapes(system):
-    data = inference_data(*tiny_pair(system), tiny_images(B), num_draws=DRAWS)
+    data = inference_data(*(program.eval() for program in tiny_pair(system)), tiny_images(B), num_draws=DRAWS)
     for group in ("prior", "posterior"):
         shapes = {name: values.shape for name, values in data[group].data_vars.items()}
         assert shapes == shapes_of(LATENTS[system])
@@ -92,6 +95,46 @@ def test_it_survives_the_disk(data, tmp_path):
 
 def test_arviz_draws_and_summarises_it(data):
     assert "redness" in az.summary(data, group="posterior_predictive", kind="stats").index[-1]
+
+
+@pytest.mark.skipif(not hasattr(az, "plot_ppc"), reason="ArviZ 1 has other plots")
+def test_arviz_plots_the_observed_and_the_predicted_statistics(data):
+    """Numbers of slots and objects are integers: ArviZ draws histograms of these, and fails on their densities."""
+    for group in ("prior_predictive", "posterior_predictive", "observed_data"):
+        for name in STATISTICS:
+            kind = "i" if name in ("active_slots", "num_objects") else "f"
+            assert data[group][name].dtype.kind == kind
+    axes = az.plot_ppc(data, group="prior", var_names=list(STATISTICS), num_pp_samples=2, random_seed=0)
+    assert [axis.get_xlabel() for axis in axes.flat if axis.has_data()] == list(STATISTICS)
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "statistic", "message"),
+    [
+        (
+            "mean",
+            lambda images, segments: images.mean(),
+            r"the statistic mean of 3 images is \(\): return one value per image",
+        ),
+        ("mean", lambda images, segments: 0.5, "the statistic mean of 3 images is float: return one value per image"),
+        ("mean", lambda images, segments: images.mean((2, 3)), r"the statistic mean of 3 images is \(3, 3\): return"),
+        ("z", redness, "the statistic z has the name of a site or of a dimension: give it another name"),
+        ("scene", redness, "the statistic scene has the name of a site or of a dimension"),
+    ],
+)
+def test_statistics_that_arviz_cannot_hold_are_refused(lom, name, statistic, message):
+    with pytest.raises(UserError, match=message):
+        inference_data(*lom, tiny_images(B), num_draws=1, statistics={name: statistic})
+
+
+def test_a_guide_without_masks_is_refused(lom):
+    with pytest.raises(UserError, match="AutoNormal has no masks, which statistics need: pass the guide"):
+        inference_data(lom.model, AutoNormal(lom.model), tiny_images(B), num_draws=1)
+    guide = tiny_pair().guide.eval()
+    guide.log_masks = lambda inferred: None
+    with pytest.raises(UserError, match="LatentObjectGuide has no masks"):
+        inference_data(guide.model.eval(), guide, tiny_images(B), num_draws=1)
 
 
 def test_reconstruction_error_is_that_of_the_pair(lom):

@@ -1,9 +1,10 @@
 """Heads of distributions stay in float32 and positive."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_lom.distributions import GaussianHead, at_least_float32, diagonal_normal, normal_of, positive
+from pyro_lom.distributions import GaussianHead, at_least_float32, diagonal_normal, mean, normal_of, positive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -51,3 +52,9 @@ def test_emorls_raw_parameters_are_a_loc_and_what_softplus_makes_a_variance():
     assert (normal.batch_shape, normal.event_shape) == ((), (2,))
     torch.testing.assert_close(normal.mean, raw[:2])
     torch.testing.assert_close(normal.stddev, torch.tensor([0.8326, 1.1460]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("q", [dist.Cauchy(torch.arange(3.0), 1.0), dist.StudentT(1.0, torch.arange(3.0), 1.0)])
+def test_a_location_stands_for_a_mean_that_does_not_exist(q):
+    assert torch.equal(mean(q), torch.arange(3.0))
+    assert torch.equal(mean(q.to_event(1)), torch.arange(3.0))

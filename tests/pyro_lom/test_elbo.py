@@ -1,19 +1,23 @@
 """Our ELBO is Pyro's, kept apart by site and scene and averaged over scenes."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
 from tiny import AUXILIARY, LATENTS, NETWORKS, NUM_SCENES, SCENE_DIM, SYSTEMS, tiny_images, tiny_pair, tiny_system
 from torch import nn
 from torch.distributions import Categorical, constraints
 
+from pyro_lom.distributions import GaussianHead
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.errors import UserError
+from pyro_lom.likelihoods import GaussianLikelihood
 from pyro_lom.objective import Objective
 
 
@@ -232,9 +236,6 @@ class TestWithoutClosedForm:
             assert all(parameter.grad.any() for parameter in module.parameters())
 
     def test_without_reparameterised_samples_the_traced_one_is_scored(self):
-        class Stiff(dist.Normal):
-            has_rsample = False
-
         def model(data):
             with pyro.plate("scenes", 4, dim=-2):
                 pyro.sample("s", dist.MixtureSameFamily(Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)))
@@ -244,6 +245,199 @@ class TestWithoutClosedForm:
                 pyro.sample("s", Stiff(torch.zeros(4, 1), 1.0))
 
         torch.testing.assert_close(TraceScene_ELBO().terms(model, guide, None).kl["s"], torch.zeros(4))
+
+
+class Stiff(dist.Normal):
+    """A normal without reparameterised samples."""
+
+    has_rsample = False
+
+
+class TestSitesWithoutReparameterisedSamples:
+    """A class c of three, with q(c) the same for all scenes, and x ~ N(mean of the class, 1)."""
+
+    num_scenes, means = 20_000, torch.tensor([-1.0, 0.5, 2.0])
+
+    @pytest.fixture
+    def logits(self):
+        return torch.tensor([0.3, -0.2, 0.1], requires_grad=True)
+
+    @pytest.fixture
+    def data(self):
+        return torch.randn(self.num_scenes, 1) + 1.0
+
+    def model(self, data, logits):
+        with pyro.plate("scenes", len(data), dim=-2):
+            c = pyro.sample("c", dist.Categorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Normal(self.means[c], 1.0), obs=data)
+
+    def guide(self, data, logits, **options):
+        with pyro.plate("scenes", len(data), dim=-2):
+            pyro.sample("c", dist.Categorical(logits=logits), **options)
+
+    def exact_loss(self, data, logits):
+        """The negative ELBO, with the sum over the three classes instead of a sample."""
+        q = logits.softmax(-1)
+        errors = -dist.Normal(self.means, 1.0).log_prob(data)
+        return (q * (q.log() + math.log(3) + errors)).sum(-1).mean()
+
+    @pytest.mark.parametrize("analytic_kl", [True, False])
+    def test_a_loss_whose_gradient_would_be_wrong_is_refused(self, data, logits, analytic_kl):
+        elbo = TraceScene_ELBO(analytic_kl=analytic_kl)
+        message = "site 'c' of the guide: Categorical has no rsample.*TraceGraph_ELBO, or TraceEnum_ELBO"
+        with pytest.raises(UserError, match=message) as refused:
+            elbo.differentiable_loss(self.model, self.guide, data, logits)
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize("analytic_kl", [True, False])
+    def test_the_loss_without_its_gradient_is_right(self, data, logits, analytic_kl):
+        loss = TraceScene_ELBO(analytic_kl=analytic_kl).loss(self.model, self.guide, data, logits)
+        assert loss == pytest.approx(self.exact_loss(data, logits).item(), abs=0.05)
+
+    @pytest.mark.parametrize(
+        ("elbo", "options", "tolerance"),
+        [
+            (TraceGraph_ELBO(), {}, 0.05),
+            (TraceEnum_ELBO(max_plate_nesting=2), {"infer": {"enumerate": "parallel"}}, 1e-5),
+        ],
+        ids=["TraceGraph_ELBO", "TraceEnum_ELBO"],
+    )
+    def test_the_elbos_in_the_message_give_the_exact_gradient(self, data, logits, elbo, options, tolerance):
+        def guide(data, logits):
+            self.guide(data, pyro.param("logits", logits.detach()), **options)
+
+        elbo.loss_and_grads(self.model, guide, data, logits)
+        gradient = pyro.param("logits").unconstrained().grad / self.num_scenes
+        (exact,) = torch.autograd.grad(self.exact_loss(data, logits), logits)
+        assert exact.abs().max() > 0.3
+        torch.testing.assert_close(gradient, exact, rtol=0, atol=tolerance)
+
+    def test_enumeration_in_the_guide_does_not_change_that(self, data, logits):
+        guide = partial(self.guide, infer={"enumerate": "parallel"})
+        with pytest.raises(UserError, match="site 'c' of the guide"):
+            TraceScene_ELBO().terms(self.model, guide, data, logits)
+
+    @pytest.mark.parametrize(
+        ("posterior", "name"),
+        [
+            (
+                lambda loc: dist.MixtureSameFamily(Categorical(torch.ones(3)), dist.Normal(loc, 1.0)),
+                "MixtureSameFamily",
+            ),
+            (lambda loc: dist.TransformedDistribution(Stiff(loc[:1], 1.0), []), "Stiff"),
+            (lambda loc: Stiff(loc[:1], 1.0).mask(torch.tensor(True)), "Stiff"),
+            (lambda loc: dist.Normal(loc[:1], 1.0).has_rsample_(False), "Normal"),
+        ],
+        ids=["mixture", "transformed", "masked", "declared"],
+    )
+    @pytest.mark.parametrize("is_auxiliary", [False, True])
+    def test_continuous_and_auxiliary_sites_are_named_too(self, data, logits, posterior, name, is_auxiliary):
+        def model(data):
+            with pyro.plate("scenes", len(data), dim=-2):
+                mean = 0.0 if is_auxiliary else pyro.sample("s", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
+
+        def guide(data):
+            with pyro.plate("scenes", len(data), dim=-2):
+                pyro.sample("s", posterior(logits), infer={"is_auxiliary": is_auxiliary})
+
+        with pytest.raises(UserError, match=f"site 's' of the guide: {name} has no rsample.*TraceGraph_ELBO$"):
+            TraceScene_ELBO().terms(model, guide, data)
+        with torch.no_grad():
+            assert TraceScene_ELBO().terms(model, guide, data).kl["s"].isfinite().all()
+
+    def test_without_parameters_to_train_they_are_auxiliary_noise(self, data, logits):
+        def guide(data, logits):
+            with pyro.plate("scenes", len(data), dim=-2):
+                sign = 2 * pyro.sample("sign", dist.Bernoulli(0.5), infer={"is_auxiliary": True}) - 1
+                pyro.sample("s", dist.Normal(logits[0] * sign, 1.0))
+
+        def model(data, logits):
+            with pyro.plate("scenes", len(data), dim=-2):
+                pyro.sample("s", dist.Normal(0.0, 1.0))
+
+        terms = TraceScene_ELBO().terms(model, guide, data, logits)
+        torch.testing.assert_close(terms.kl["sign"], torch.full((self.num_scenes,), -math.log(2)))
+        (gradient,) = torch.autograd.grad(terms.mean_kl(), logits)  # of KL(N(m, 1) || N(0, 1)) = m^2 / 2
+        torch.testing.assert_close(gradient, torch.tensor([0.3, 0.0, 0.0]))
+
+    def test_an_observed_site_is_no_sample(self, data, logits):
+        observed = {"c": torch.ones(self.num_scenes, 1, dtype=torch.long)}
+        with pyro.validation_enabled(False):  # Pyro warns of an observed site in a guide
+            programs = [poutine.condition(program, observed) for program in (self.model, self.guide)]
+            terms = TraceScene_ELBO().terms(*programs, data, logits)
+        torch.testing.assert_close(terms.log_likelihood["c"], torch.full((self.num_scenes,), -math.log(3)))
+
+
+class TestSitesThatAreMissingInTheGuide:
+    class Classes(nn.Module):
+        """A scene prior with an explicit class, which the LOM's guide does not sample."""
+
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.randn(3, SCENE_DIM))
+
+        def forward(self):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            return dist.Normal(self.loc[c], 1.0).to_event(1)
+
+    def test_the_message_names_the_site(self):
+        pair = tiny_pair()
+        pair.model.scene_prior = self.Classes()
+        with pytest.raises(UserError, match="site 'c' of the model is missing in the guide.*TraceEnum_ELBO"):
+            terms_of(pair)
+        pair = tiny_pair()
+        with pytest.raises(UserError, match="site 'z' of the model is missing in the guide"):
+            terms_of((pair.model, poutine.block(pair.guide, hide=["z"])))
+
+    def test_enumerated_as_the_message_proposes_they_are_a_mixture(self):
+        pair, images = tiny_pair(), tiny_images()
+        pair.model.scene_prior = self.Classes()
+        torch.manual_seed(3)
+        enumerated = TraceEnum_ELBO(max_plate_nesting=2).loss(*pair, images)
+        pair.model.scene_prior, classes = Mixture(), pair.model.scene_prior
+        pair.model.scene_prior.loc, pair.model.scene_prior.logits = classes.loc, nn.Parameter(torch.zeros(3))
+        torch.manual_seed(3)
+        assert enumerated == pytest.approx(Trace_ELBO().loss(*pair, images), rel=1e-5)
+
+
+class TestShapes:
+    """A density for each pair of scenes is refused, wherever a shape makes one."""
+
+    def test_a_value_without_the_slots_axis(self):
+        pair = tiny_pair()
+        model = poutine.condition(pair.model, {"s": torch.zeros(NUM_SCENES, SCENE_DIM)})
+        message = r"site 's': its value has batch shape \(2,\) instead of \(2, 1\).*unsqueeze\(-2\)"
+        with pytest.raises(UserError, match=message):
+            terms_of((model, poutine.block(pair.guide, hide=["s"])))
+
+    def test_a_posterior_without_the_slots_axis(self):
+        pair = tiny_pair()
+        pair.guide.scene_posterior = nn.Sequential(nn.Flatten(), GaussianHead(SCENE_DIM, SCENE_DIM))
+        message = r"site 's': its distribution has batch shape \(2, 2\) instead of \(2, 1\)"
+        with pytest.raises(UserError, match=message):
+            terms_of(pair)
+
+    def test_a_dim_left_of_the_scenes(self):
+        class TwoAxes(GaussianLikelihood):
+            def forward(self, rendering):
+                return super().forward(rendering._replace(image=rendering.image.unsqueeze(-4)))
+
+        pair = tiny_pair()
+        pair.model.likelihood = TwoAxes(0.7)
+        with pytest.raises(UserError, match=r"site 'x': its distribution has batch shape \(2, 2, 1\)"):
+            terms_of(pair)
+
+    def test_a_site_outside_of_the_plate_of_the_scenes(self):
+        pair = tiny_pair()
+
+        def program(images, inner):
+            pyro.sample("weight", dist.Normal(0.0, 1.0))
+            inner(images)
+
+        programs = [lambda images, inner=inner: program(images, inner) for inner in pair]
+        with pytest.raises(UserError, match="site 'weight' is in no plate at dim -2"):
+            terms_of(programs)
 
 
 @pytest.mark.parametrize("rendered", [1, 3])
@@ -305,6 +499,20 @@ class TestAuxiliarySites:
         torch.manual_seed(0)
         noise = self.guide({"is_auxiliary": True})
         torch.testing.assert_close(kl["noise"], dist.Normal(0.0, 2.0).log_prob(noise)[:, 0])
+
+    def test_a_factor_of_the_guide_is_a_term(self):
+        def guide(has_rsample):
+            with pyro.plate("scenes", 3, dim=-2):
+                value = pyro.sample("s", dist.Normal(0.0, 1.0))
+                pyro.factor("penalty", weight * value, has_rsample=has_rsample)
+
+        weight = torch.tensor(2.0, requires_grad=True)
+        torch.manual_seed(0)
+        ours = TraceScene_ELBO(analytic_kl=False, num_kl_samples=1).terms(lambda _: self.model(), guide, True).mean_kl()
+        torch.manual_seed(0)
+        assert 3 * ours.item() == pytest.approx(Trace_ELBO().loss(lambda _: self.model(), guide, True), rel=1e-5)
+        with pytest.raises(UserError, match="site 'penalty' of the guide"):
+            TraceScene_ELBO().terms(lambda _: self.model(), guide, False)
 
     def test_a_site_of_the_guide_alone_must_be_declared(self):
         with pytest.warns(UserWarning, match="guide but not model"):

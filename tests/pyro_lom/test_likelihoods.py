@@ -2,9 +2,17 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from tiny import IMAGE_SHAPE, NUM_SLOTS, SLOT_DIM, SYSTEMS, tiny_images, tiny_pair
+from torch import nn
 
+from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.errors import UserError
 from pyro_lom.likelihoods import GaussianLikelihood, MixtureLikelihood, compose, observed
 
 K, C, H, W = 3, 2, 4, 5
@@ -77,3 +85,83 @@ class TestMixture:
         rendering, grey = compose(raw), torch.full((1, 1, 1, 1, 1), 0.5)
         gaussian, mixture = (kind(0.1)(rendering).log_prob(grey) for kind in (GaussianLikelihood, MixtureLikelihood))
         assert gaussian - mixture == pytest.approx(0.5**2 / (2 * 0.1**2), rel=1e-4)
+
+
+class Likelihood(nn.Module):
+    """A likelihood that a user wrote."""
+
+    def __init__(self, distribution):
+        super().__init__()
+        self.distribution = distribution
+
+    def forward(self, rendering):
+        return self.distribution(rendering.image)
+
+
+class TestWhereModelsSampleTheImage:
+    WRONG = {
+        "no axis of slots": (lambda image: dist.Normal(image, 0.1).to_event(3), r"batch shape \(4, 4\).*\(4, 1\)"),
+        "channels are no event": (
+            lambda image: dist.Normal(image.unsqueeze(-4), 0.1).to_event(2),
+            r"batch shape \(4, 4, 3\).*\(4, 1\).*\.to_event\(\)",
+        ),
+    }
+    ONE_CHANNEL = Likelihood(lambda image: dist.Normal(image.unsqueeze(-4).mean(-3, keepdim=True), 0.1).to_event(3))
+
+    @pytest.mark.parametrize(("distribution", "message"), WRONG.values(), ids=WRONG)
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_a_likelihood_of_other_shapes_is_refused(self, system, distribution, message):
+        model = tiny_pair(system).model
+        model.likelihood = Likelihood(distribution)
+        for call in ((tiny_images(4),), ()):
+            with pytest.raises(UserError, match=f"^site 'x': its distribution .*{message}"):
+                poutine.trace(model).get_trace(*call, num_scenes=4)
+
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_a_likelihood_without_an_event_is_refused(self, system):
+        """By this project's check, or by Pyro where no plate of slots is open."""
+        model = tiny_pair(system).model
+        model.likelihood = Likelihood(lambda image: dist.Normal(image.unsqueeze(-4), 0.1))
+        with pytest.raises((UserError, ValueError), match="to_event|Shape mismatch inside plate.* at site x"):
+            poutine.trace(model).get_trace(tiny_images(4))
+
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_images_with_other_channels_are_refused(self, system):
+        model = tiny_pair(system).model
+        model.likelihood = self.ONE_CHANNEL
+        with pytest.raises(UserError, match=r"^site 'x': .* event shape \(1, 32, 32\).* \(4, 1, 3, 32, 32\)"):
+            poutine.trace(model).get_trace(tiny_images(4))
+
+    def test_a_conditioned_image_without_the_slots_axis_is_refused(self):
+        model = poutine.condition(tiny_pair().model, {"x": tiny_images(4)})
+        with pytest.raises(UserError, match=r"^site 'x': its value has batch shape \(4,\).*unsqueeze\(-4\)"):
+            poutine.trace(model).get_trace(num_scenes=4)
+
+    @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceScene_ELBO])
+    def test_stock_elbos_and_predictive_are_protected(self, elbo):
+        pair = tiny_pair()
+        pair.model.likelihood = Likelihood(self.WRONG["no axis of slots"][0])
+        with pytest.raises(UserError, match="^site 'x'"):
+            elbo().loss(*pair, tiny_images(4))
+        with pytest.raises(UserError, match="^site 'x'"):
+            Predictive(pair.model, num_samples=2)(num_scenes=4)
+
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_particles_in_a_plate_of_their_own_pass(self, system):
+        pair, images = tiny_pair(system), tiny_images(2)
+        predictive = Predictive(poutine.uncondition(pair.model), guide=pair.guide, num_samples=3, parallel=True)
+        assert predictive(images)["x"].shape == (3, 2, 1, *IMAGE_SHAPE)
+        elbo = RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=2)
+        assert math.isfinite(elbo.loss(*pair, images))
+
+    def test_enumerated_dims_left_of_the_scenes_pass(self):
+        def guide(images):
+            with pyro.plate("scenes", len(images), dim=-2):
+                c = pyro.sample("c", dist.Categorical(torch.ones(5)), infer={"enumerate": "parallel"})
+                with pyro.plate("slots", NUM_SLOTS, dim=-1):
+                    pyro.sample("o", dist.Normal(c.unsqueeze(-1) * torch.ones(SLOT_DIM), 1.0).to_event(1))
+
+        model, images = tiny_pair("genesis-v2").model, tiny_images(2)
+        classes = poutine.trace(poutine.enum(guide, first_available_dim=-3)).get_trace(images)
+        trace = poutine.trace(poutine.replay(model, trace=classes)).get_trace(images)
+        assert trace.nodes["x"]["fn"].batch_shape == (5, 2, 1)

@@ -4,9 +4,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import transforms
 from pyro.infer import Predictive
-from tiny import NUM_SLOTS, SCENE_DIM, SLOT_DIM, tiny_images, tiny_pair
+from pyro.infer.autoguide import AutoNormal
+from tiny import NUM_SLOTS, SCENE_DIM, SLOT_DIM, Programs, tiny_images, tiny_pair, tiny_system
+from torch.utils._pytree import tree_leaves
 
+from pyro_lom.errors import UserError
 from pyro_lom.matching import permute
 from pyro_lom.metrics.log_likelihood import effective_sample_size
 from pyro_lom.networks.bag_of_words import BagOfWords
@@ -21,7 +25,7 @@ SLOTS = torch.full((B, K, SLOT_DIM), 7.0)
 
 @pytest.fixture
 def lom():
-    return tiny_pair()
+    return Programs(*(program.eval() for program in tiny_pair()))
 
 
 class TestExplain:
@@ -36,6 +40,44 @@ class TestExplain:
         )
         torch.testing.assert_close(found.rendering.image, lom.model.render({"z": found.slots}).image)
         assert not any(part.requires_grad for part in (found.scene, found.slots, *found.rendering))
+
+    def test_without_a_formula_the_mean_is_that_of_samples(self, lom):
+        """The flow is the exponential: its mean is exp(loc + scale^2 / 2)."""
+        lom.guide.scene_posterior = Flow(lom.guide.scene_posterior, transforms.ExpTransform())
+        torch.manual_seed(1)
+        found = explain(*lom, IMAGES)
+        torch.manual_seed(1)
+        base = poutine.trace(lom.guide).get_trace(IMAGES).nodes["s"]["fn"].base_dist
+        exact = (base.mean + base.variance / 2).exp().squeeze(-2)
+        deviation = exact * (base.variance.exp() - 1).sqrt().squeeze(-2)
+        assert ((found.scene - exact).abs() < 5 * deviation / 256**0.5).all()
+
+    def test_anything_but_a_lom_and_its_guide_is_refused(self, lom):
+        orderless = tiny_system()["orderless"]
+        for wrong in (
+            (lom.guide, lom.model),
+            orderless[:2],
+            (lom.model, orderless.guide),
+            (lom.model, AutoNormal(lom.model)),
+        ):
+            model, guide = (type(program).__name__ for program in wrong)
+            with pytest.raises(
+                UserError, match=f"{model} as the model and {guide} as the guide are not a LOM: pass the"
+            ):
+                explain(*wrong, IMAGES)
+            with pytest.raises(UserError, match="are not a LOM: pass the model and the guide"):
+                complete(*wrong, SLOTS, MASK)
+
+
+class Flow(torch.nn.Module):
+    """A transform of a head's normal, which has no formulas for its moments."""
+
+    def __init__(self, head, transform):
+        super().__init__()
+        self.head, self.transform = head, transform
+
+    def forward(self, features):
+        return dist.TransformedDistribution(self.head(features), [self.transform])
 
 
 class TestKeepSlots:
@@ -124,6 +166,34 @@ class TestComplete:
         completion = complete(*lom, SLOTS, nothing, num_steps=500, learning_rate=0.1, num_samples=100)
         torch.testing.assert_close(completion.log_evidence, torch.zeros(B), rtol=0, atol=0.1)
         assert (completion.effective_sample_size > 80).all()
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_gradients_that_the_caller_disabled_change_nothing(self, lom, mode):
+        options = dict(num_steps=3, num_samples=5)
+        torch.manual_seed(1)
+        expected = complete(*lom, explain(*lom, IMAGES).slots, MASK, **options)
+        torch.manual_seed(1)
+        with mode():
+            completion = complete(*lom, explain(*lom, IMAGES).slots, MASK, **options)
+        for found, wanted in zip(tree_leaves(completion), tree_leaves(expected), strict=True):
+            assert torch.equal(found, wanted)
+            assert not found.requires_grad and not found.is_inference()
+        assert (completion.elbo_after > completion.elbo_before).any()
+
+    def test_a_model_that_was_made_in_inference_mode_is_refused(self):
+        with torch.inference_mode():
+            made = [program.eval() for program in tiny_pair()]
+        with pytest.raises(
+            UserError, match=r"made or loaded in torch\.inference_mode, without gradients: load it outside"
+        ):
+            complete(*made, SLOTS, MASK)
+
+    def test_a_posterior_without_formulas_starts_the_search_as_well(self, lom):
+        lom.guide.scene_posterior = Flow(lom.guide.scene_posterior, transforms.TanhTransform())
+        slots = lom.model(num_scenes=B, with_image=False).detach()
+        completion = complete(*lom, slots, MASK, num_steps=60, num_samples=50)
+        assert (completion.elbo_after[[0, 2]] > completion.elbo_before[[0, 2]]).all()
+        assert (completion.slots[:, MASK] == slots[MASK]).all()
 
     def test_the_evidence_of_a_linear_model_is_exact(self, lom):
         """With z_k = head(s) + noise, kept slots are jointly normal."""

@@ -1,4 +1,4 @@
-"""Programs are plain modules that stock SVI really trains, without Pyro's parameter store."""
+"""Programs are plain modules that stock SVI really trains. What SVI saves and names is in `test_svi.py`."""
 
 import copy
 import itertools
@@ -13,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_lom.elbo import TraceScene_ELBO
+from pyro_lom.errors import UserError
 from pyro_lom.program import Guide, Model, Program
 
 DATA = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(0)) + 2
@@ -61,7 +62,7 @@ def loss_of(pair):
 
 
 @pytest.mark.parametrize("elbo", ELBOS.values(), ids=ELBOS)
-def test_stock_svi_trains_every_parameter_and_leaves_the_store_empty(elbo):
+def test_stock_svi_trains_every_parameter(elbo):
     pair = make_pair()
     before, loss_before = weights(*pair), loss_of(pair)
     svi = SVI(*pair, pyro.optim.Adam({"lr": 0.03}), elbo())
@@ -69,7 +70,6 @@ def test_stock_svi_trains_every_parameter_and_leaves_the_store_empty(elbo):
         svi.step(DATA)
     assert all(not torch.equal(old, new) for old, new in zip(before, weights(*pair), strict=True))
     assert loss_of(pair) < 0.8 * loss_before
-    assert not list(pyro.get_param_store().keys())
 
 
 def test_svi_steps_as_torch_does():
@@ -111,6 +111,7 @@ def test_frozen_parameters_stay():
 def test_parameters_are_announced_only_to_those_who_listen_for_them():
     model, _ = make_pair()
     assert not poutine.trace(model).get_trace(DATA).param_nodes
+    assert not pyro.get_param_store()
     with poutine.trace(param_only=True) as listener:
         model(DATA)
     assert len(listener.trace.param_nodes) == len(list(model.parameters()))
@@ -180,6 +181,13 @@ class TestDefaults:
         with poutine.trace() as tracer:
             model.render({"s": torch.randn(5, 1, 2)})
         assert not tracer.trace.stochastic_nodes
+
+    @pytest.mark.parametrize("images", [4, PICTURES.numpy()], ids=["int", "ndarray"])
+    def test_a_model_refuses_images_that_are_no_tensor_in_one_line(self, images):
+        with pytest.raises(
+            UserError, match=rf"^Picture takes .* \(B, C, H, W\), not {type(images).__name__}; num_scenes=.*$"
+        ):
+            Picture()(images)
 
     def test_the_loss_of_a_guide_is_its_elbo_with_weight_one(self):
         model = Picture()

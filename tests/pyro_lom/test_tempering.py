@@ -1,5 +1,7 @@
 """Temperature multiplies standard deviations of what is sampled, and touches nothing else."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,14 +9,15 @@ import torch
 from pyro import poutine
 from pyro.distributions.transforms import AffineTransform
 from pyro.infer import Predictive
-from torch.distributions import Categorical
+from pyro.infer.reparam import LocScaleReparam, SymmetricStableReparam, TransformReparam
+from pyro.infer.reparam.strategies import AutoReparam
+from pyro.poutine.messenger import Messenger
 
-from pyro_lom.tempering import temper, temperature
+from pyro_lom import tempering
+from pyro_lom.errors import UserError
+from pyro_lom.tempering import temperature
 
 LOC, SCALE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
-WEIGHTS = torch.tensor([0.3, 0.7])
-CENTRES = torch.tensor([[-50.0, 0.0], [50.0, 0.0]])
-TRIL = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
 
 
 def model(num_scenes=1):
@@ -28,6 +31,11 @@ def model(num_scenes=1):
 
 def std(samples):
     return samples.flatten(0, -2).std(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_warned_of(monkeypatch):
+    monkeypatch.setattr(tempering, "_warned", set())
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.8, 1.0, 2.0])
@@ -99,71 +107,6 @@ def test_observations_and_plates_are_left_alone():
     assert (trace.nodes["y"]["fn"].stddev == 1).all()
 
 
-CASES = {
-    "normal": (dist.Normal(LOC, SCALE).to_event(1), dist.Normal(LOC, 0.5 * SCALE).to_event(1)),
-    "two event dims": (
-        dist.Normal(LOC.expand(3, 2), SCALE).to_event(2),
-        dist.Normal(LOC.expand(3, 2), 0.5 * SCALE).to_event(2),
-    ),
-    "multivariate normal": (
-        dist.MultivariateNormal(LOC, scale_tril=TRIL),
-        dist.MultivariateNormal(LOC, scale_tril=0.5 * TRIL),
-    ),
-    "mixture": (
-        dist.MixtureSameFamily(Categorical(WEIGHTS), dist.Normal(CENTRES, SCALE).to_event(1)),
-        dist.MixtureSameFamily(Categorical(WEIGHTS), dist.Normal(CENTRES, 0.5 * SCALE).to_event(1)),
-    ),
-    "transformed": (
-        dist.TransformedDistribution(dist.Normal(LOC, SCALE).to_event(1), [AffineTransform(3.0, 2.0, event_dim=1)]),
-        dist.TransformedDistribution(
-            dist.Normal(LOC, 0.5 * SCALE).to_event(1), [AffineTransform(3.0, 2.0, event_dim=1)]
-        ),
-    ),
-    "masked": (dist.Normal(LOC, SCALE).mask(False), dist.Normal(LOC, 0.5 * SCALE).mask(False)),
-    "delta": (dist.Delta(LOC, event_dim=1), dist.Delta(LOC, event_dim=1)),
-}
-
-
-@pytest.mark.parametrize(("wide", "narrow"), CASES.values(), ids=CASES)
-def test_each_family_narrows_in_its_own_way(wide, narrow):
-    tempered = temper(wide, 0.5)
-    assert (tempered.batch_shape, tempered.event_shape) == (narrow.batch_shape, narrow.event_shape)
-    values = narrow.sample((50,))
-    torch.testing.assert_close(tempered.log_prob(values), narrow.log_prob(values))
-    torch.manual_seed(2)
-    samples = tempered.sample((7,))
-    torch.manual_seed(2)
-    torch.testing.assert_close(samples, narrow.sample((7,)))
-
-
-@pytest.mark.parametrize("wide", [wide for wide, _ in CASES.values()], ids=CASES)
-def test_temperature_one_changes_nothing(wide):
-    values = wide.sample((20,))
-    torch.testing.assert_close(temper(wide, 1.0).log_prob(values), wide.log_prob(values))
-
-
-def test_mixture_weights_stay():
-    mixture = CASES["mixture"][0].expand((1, 1))
-
-    def prior():
-        with pyro.plate("scenes", 4000, dim=-2):
-            return pyro.sample("s", mixture)
-
-    with temperature(0.5):
-        right = prior()[..., 0] > 0
-    assert right.float().mean().item() == pytest.approx(0.7, abs=0.04)
-
-
-def test_unknown_families_are_refused_until_registered():
-    class Skewed(dist.Exponential):
-        pass
-
-    with pytest.raises(NotImplementedError, match="no temperature for Skewed: .*temper.register"):
-        temper(Skewed(1.0), 0.5)
-    temper.register(Skewed, lambda d, tau: Skewed(d.rate / tau))
-    assert temper(Skewed(1.0), 0.5).mean == 0.5
-
-
 @pytest.mark.parametrize("parallel", [False, True])
 def test_it_works_inside_predictive(parallel):
     program = temperature(0.1)(model)
@@ -172,7 +115,123 @@ def test_it_works_inside_predictive(parallel):
     torch.testing.assert_close(std(samples["s"]), 0.1 * SCALE, rtol=0.15, atol=0)
 
 
-@pytest.mark.parametrize("tau", [0.0, -0.5])
+def test_a_missing_rule_warns_once_per_class_whatever_the_filters():
+    def sampling():
+        for step in range(2):
+            pyro.sample(f"k{step}", dist.Poisson(3.0))
+            pyro.sample(f"p{step}", dist.Beta(1.0, 1.0).expand([2]).to_event(1))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            with temperature(0.5):
+                sampling()
+    assert [str(warning.message).split(":")[0] for warning in caught] == [
+        "temperature does not change site 'k0' (Poisson)",
+        "temperature does not change site 'p0' (Independent)",
+    ]
+
+
+def test_discrete_deterministic_and_factor_sites_keep_their_values():
+    def mixture():
+        kind = pyro.sample("c", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+        twice = pyro.deterministic("twice", 2.0 * kind)
+        pyro.factor("f", torch.tensor(-3.0))
+        pyro.sample("s", dist.Normal(twice, 1.0))
+
+    tempered = poutine.enum(temperature(0.5)(mixture), first_available_dim=-1)
+    with pytest.warns(UserWarning, match=r"'c' \(Categorical\)"):
+        trace = poutine.trace(tempered).get_trace()
+    assert trace.nodes["c"]["value"].tolist() == [0, 1] and trace.nodes["twice"]["value"].tolist() == [0.0, 2.0]
+    assert trace.nodes["f"]["fn"].log_factor == -3
+    assert trace.nodes["s"]["fn"].mean.tolist() == [0.0, 2.0] and (trace.nodes["s"]["fn"].stddev == 0.5).all()
+
+
+def many(distribution):
+    def sampling():
+        with pyro.plate("scenes", 20_000, dim=-2), pyro.plate("dims", 2, dim=-1):
+            return pyro.sample("s", distribution)
+
+    return sampling
+
+
+AFFINE = dist.TransformedDistribution(dist.Normal(LOC, SCALE), [AffineTransform(3.0, 2.0)])
+
+
+@pytest.mark.parametrize("temperature_outside", [True, False])
+@pytest.mark.parametrize(
+    ("distribution", "config", "centre"),
+    [
+        (dist.Normal(LOC, SCALE), {"s": LocScaleReparam(0.0)}, LOC),
+        (dist.StudentT(4.0, LOC, SCALE), {"s": LocScaleReparam(0.3)}, LOC),
+        (dist.Gumbel(LOC, SCALE), {"s": LocScaleReparam()}, LOC),
+        (dist.Normal(LOC, SCALE), AutoReparam(), LOC),
+        (AFFINE, {"s": TransformReparam()}, 3 + 2 * LOC),
+        (dist.LogNormal(LOC, SCALE), {"s": TransformReparam()}, LOC),
+        (dist.Stable(1.5, 0.0, SCALE, LOC), {"s": SymmetricStableReparam()}, LOC),
+    ],
+    ids=["non-centred", "partly-centred", "learned", "auto", "affine", "log-normal", "stable"],
+)
+@pytest.mark.filterwarnings("ignore:temperature does not change site 's_(uniform|exponential)'")
+def test_reparam_and_temperature_commute(distribution, config, centre, temperature_outside):
+    model = many(distribution)
+    if temperature_outside:
+        program = temperature(0.5)(poutine.reparam(model, config=config))
+    else:
+        program = poutine.reparam(temperature(0.5)(model), config=config)
+    trace = poutine.trace(program).get_trace()
+    assert any(name.startswith("s_") for name in trace.nodes)
+    found, expected = trace.nodes["s"]["value"].detach(), distribution.sample((20_000,))
+    if isinstance(distribution, dist.LogNormal):
+        found, expected = found.log(), expected.log()
+    quartiles = torch.tensor([0.25, 0.75])
+    spread = (found - centre).quantile(quartiles, 0) / (expected - centre).quantile(quartiles, 0)
+    torch.testing.assert_close(spread, torch.full_like(spread, 0.5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("config", [{}, {"s": LocScaleReparam(0.0)}], ids=["plain", "reparam"])
+def test_nested_temperatures_multiply(config):
+    model = many(dist.Normal(LOC, SCALE))
+    programs = [
+        poutine.reparam(temperature(0.5)(temperature(0.4)(model)), config=config),
+        temperature(0.5)(poutine.reparam(temperature(0.4)(model), config=config)),
+        temperature(0.4)(temperature(0.5)(poutine.reparam(model, config=config))),
+    ]
+    for program in programs:
+        torch.testing.assert_close(program().std(0), 0.2 * SCALE, rtol=0.03, atol=0)
+
+
+def test_a_hidden_site_stays_hidden_from_an_outer_reparam():
+    program = temperature(0.5, hide=("s",))(many(dist.Normal(LOC, SCALE)))
+    samples = poutine.reparam(program, config={"s": LocScaleReparam(0.0)})()
+    torch.testing.assert_close(samples.std(0), SCALE, rtol=0.03, atol=0)
+
+
+def test_a_handler_is_as_new_after_an_error():
+    class Failing(Messenger):
+        def _pyro_sample(self, msg):
+            raise KeyError(msg["name"])
+
+    program = temperature(0.5)(lambda: pyro.sample("s", dist.Normal(LOC, SCALE).expand([20_000, 2])))
+    with pytest.raises(KeyError), Failing():
+        program()
+    torch.testing.assert_close(program().std(0), 0.5 * SCALE, rtol=0.03, atol=0)
+
+
+def test_a_posterior_that_an_outer_handler_samples_instead_keeps_its_scale():
+    class Posterior(Messenger):
+        def _pyro_sample(self, msg):
+            if msg["name"] == "s":
+                sites = [("first", LOC[0], SCALE[0]), ("second", LOC[1], SCALE[1])]
+                values = [pyro.sample(name, dist.Normal(loc, scale).expand([20_000])) for name, loc, scale in sites]
+                msg["value"] = torch.stack(values, -1)
+
+    with Posterior():
+        samples = temperature(0.5)(lambda: pyro.sample("s", dist.Normal(0.0, 1.0).expand([20_000, 2])))()
+    torch.testing.assert_close(samples.std(0), SCALE, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.5, float("nan"), float("inf")])
 def test_a_temperature_that_is_not_positive_is_refused(tau):
-    with pytest.raises(ValueError, match=f"must be positive, not {tau}"):
+    with pytest.raises(UserError, match=rf"^temperature\({tau}\): .* must be positive and finite$"):
         temperature(tau)

@@ -1,10 +1,11 @@
 """Minibatches depend on seed and step alone, cover an epoch once, and are dealt out between processes."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
-from pyro_lom.data.minibatches import Minibatches, to_float
+from pyro_lom.data.minibatches import Minibatches, float_images, to_float
 from pyro_lom.errors import UserError
 
 
@@ -77,3 +78,25 @@ def test_to_float_spans_zero_to_one():
     assert floats.dtype == torch.float32
     assert (floats.min(), floats.max()) == (0, 1)
     torch.testing.assert_close((floats * 255).round().to(torch.uint8).flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+def test_float_images_have_channels_first(images):
+    floats = float_images(images)
+    assert floats.dtype == torch.float32 and floats.is_contiguous()
+    np.testing.assert_allclose(floats.numpy(), images.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda images: images.transpose(0, 3, 1, 2), r"uint8 \(23, 3, 4, 5\)"),
+        (lambda images: images / 255, r"float64 \(23, 4, 5, 3\)"),
+        (lambda images: images[0], r"uint8 \(4, 5, 3\)"),
+        (lambda images: images[..., [0, 1, 2, 0]], r"uint8 \(23, 4, 5, 4\)"),
+    ],
+    ids=["channels first", "floats", "one image", "RGBA"],
+)
+def test_float_images_of_anything_else(images, change, given, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
+    with pytest.raises(UserError, match=f"images are {given}: float_images takes uint8 .* with 1 or 3 channels"):
+        float_images(change(images))

@@ -1,5 +1,7 @@
 """The importance-weighted bound: exact under the exact posterior, and tighter with more samples."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,7 @@ import torch
 from tiny import SYSTEMS, tiny_images, tiny_pair
 
 from pyro_lom.elbo import TraceScene_ELBO
-from pyro_lom.metrics.log_likelihood import importance_weighted
+from pyro_lom.metrics.log_likelihood import effective_sample_size, importance_weighted, log_weights
 
 
 def model(images):
@@ -47,10 +49,20 @@ def test_it_grows_towards_the_truth(images):
     torch.testing.assert_close(many, truth(images), atol=0.15, rtol=0)
 
 
+def test_the_samples_of_the_bound_and_their_effective_number(images):
+    """E_q[w]^2 / E_q[w^2] of two normals of variances 1/2 and v = 1.44 is sqrt(1 / v - 1 / (4 v^2)) per dimension."""
+    torch.manual_seed(1)
+    weights = torch.stack([log_weights(model, guide(1.2), images) for _ in range(1_000)])
+    torch.manual_seed(1)
+    bound = importance_weighted(model, guide(1.2), images, 1_000)
+    torch.testing.assert_close(bound, weights.logsumexp(0) - math.log(1_000))
+    expected = 1_000 * (1 / 1.44 - 1 / (4 * 1.44**2)) ** 1.5
+    torch.testing.assert_close(effective_sample_size(weights), torch.full((4,), expected), rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_of_every_system(system):
-    pair, images = tiny_pair(system), tiny_images()
-    pair.model.eval()
+    pair, images = [program.eval() for program in tiny_pair(system)], tiny_images()
     elbos = torch.stack([importance_weighted(*pair, images, 1).mean() for _ in range(50)]).mean()
     expected = -sum(TraceScene_ELBO().loss(*pair, images) for _ in range(50)) / 50
     torch.testing.assert_close(elbos.item(), expected, rtol=0.05, atol=2.0)
