@@ -16,7 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, Count, check_bounds, overrides
+from experiments.config import Config, Processes, check_bounds, overrides, within
 from experiments.evaluate import Arguments as Evaluation
 from experiments.evaluation.held_out import SEED, HeldOut, Values
 from experiments.evaluation.metrics import measure
@@ -30,8 +30,7 @@ from experiments.loading import read_data
 from experiments.systems import build, check, preset
 from experiments.training.launching import Job, train
 from pyro_lom import figures
-from pyro_lom.errors import UserError
-from pyro_lom.files import replacing
+from pyro_lom.errors import UserError, printable
 
 DESCRIPTION = """Repeat the ablation study of the paper's A.5: ablate.py [PRESET...] [options] [-- options of fit.py].
 Trains every preset with every seed, several runs at a time, and draws Figure 6. If the command is repeated, it resumes
@@ -41,6 +40,12 @@ _MODELS = tuple(f"ablation-{number}" for number in range(9))
 _NUM_SAMPLES = 12
 _COLUMNS = ("kl", "fd_pca64_samples", "fd_efficientnet_samples", "structure_samples", "ari_fg")
 """Keys of the table. `kl` belongs to the result, `ari_fg` to `HeldOut.source`."""
+_OUTPUTS = {
+    "ablation.md": None,
+    "ablation.png": "Box plots",
+    "ablation-samples.png": "Unconditional samples",
+}
+"""Files in the folder of the study, and text that a picture contains."""
 _DRAWN = ("kl", "fd_pca64_samples", "fd_efficientnet_samples")
 
 
@@ -48,9 +53,9 @@ _DRAWN = ("kl", "fd_pca64_samples", "fd_efficientnet_samples")
 class Arguments:
     presets: Annotated[tuple[str, ...], tyro.conf.Positional] = _MODELS
     """Presets to compare. Small variants are ablation-0-towers to ablation-8-towers."""
-    seeds: Count = 5
+    seeds: Annotated[int, within(1, 1000)] = 5
     """Number of runs of each preset, with seeds 0, 1, ..."""
-    processes: Count = 1
+    processes: Processes = 1
     """Number of runs at a time. Each has one CPU thread, or one GPU if there are GPUs."""
     distance: Literal["pca64", "efficientnet"] = "pca64"
     """Features of the Frechet distance."""
@@ -67,6 +72,9 @@ def main(arguments: list[str]) -> None:
     check_bounds(options)
     if len(set(options.presets)) < len(options.presets):
         raise UserError(f"a preset is named twice: {' '.join(options.presets)}")
+    for name, mark in _OUTPUTS.items():
+        if options.study.is_dir():
+            cli.check_output(options.study / name, "--study", mark=mark)
     jobs = []
     for name in options.presets:
         config = _configuration(name, fit_options)
@@ -116,15 +124,14 @@ def _report(jobs: list[Job], failed: dict[Job, str], options: Arguments, fit_opt
     parts += [f"{job.name} failed: {complaint}" for job, complaint in failed.items()]
     parts.append(f"`{_command(options, fit_options)}`")
     print("\n\n".join(parts))
-    with replacing(options.study / "ablation.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    cli.write_signed(options.study / "ablation.md", "\n\n".join(parts) + "\n")
     if found:
         boxes = {title(key): columns[key] for key in _DRAWN if key in columns}
         figures.save_box_plots(options.study / "ablation.png", boxes)
         head = f"Unconditional samples, tau = {TEMPERATURE:g}, of each model's first run"
         figures.save_grid(options.study / "ablation-samples.png", list(samples.items()), head)
     for path in sorted(options.study.glob("ablation*.*")):
-        print(path, file=sys.stderr)
+        print(printable(str(path)), file=sys.stderr)
 
 
 def _command(options: Arguments, fit_options: list[str]) -> str:
@@ -134,13 +141,14 @@ def _command(options: Arguments, fit_options: list[str]) -> str:
 
 def _values(held_out: HeldOut, distance: str) -> Values:
     """Return a run's values. The test KL is the KL in the result's ELBO at the end of training."""
-    summary, (source, _), last = held_out.run.read_json("summary.json"), held_out.source, list(held_out.system)[-1]
+    run, (source, _), last = held_out.run, held_out.source, list(held_out.system)[-1]
+    summary = run.read_json("summary.json", dict[str, float | None])
     values = {"kl": summary.get(f"kl_{last}"), "ari_fg": summary.get(f"ari_fg_{source}")}
     values["structure_samples"] = summary.get("structure_samples")
     try:
         values |= measure(f"fd-{distance}", held_out, asdict(Evaluation()), remember=True)
     except UserError as reason:
-        tqdm.write(f"{held_out.run.folder}: {reason}", file=sys.stderr)
+        tqdm.write(printable(f"{held_out.run.folder}: {reason}"), file=sys.stderr)
     return values
 
 
@@ -158,4 +166,4 @@ def _table(key: str, by_model: dict[str, list[float | None]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--processes, or after -- the --train.batch-size or --data.image-size")

@@ -11,18 +11,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import torch
 from tqdm import tqdm
 
 from experiments import cli
 from experiments.benchmarks.step_timing import NUM_IMAGES, Settings, measure
-from experiments.config import Count, NumSlots, check_bounds
+from experiments.config import Count, ImageSize, NumSlots, check_bounds
 from experiments.systems import PRESETS, build, check, preset
 from experiments.training.devices import check_batches, check_cuda_graph, with_global_batch_size
 from pyro_lom.errors import UserError
-from pyro_lom.files import replacing
+from pyro_lom.files import open_own, replacing
 
 DESCRIPTION = """Measure training steps: benchmark.py [options]. Each row is measured on random images in its own
 process after a warm-up: median, minimum and spread of the time of a step, the time of its parts, and its rate as a
@@ -31,8 +32,32 @@ share of the device's fastest matrix product."""
 _DATA = "objects-room"
 SYSTEMS = tuple(name.removesuffix(f"-{_DATA}") for name in PRESETS if name.endswith(f"-{_DATA}"))
 Row = dict[str, Any]
-IDENTITY = tuple("system data pairs resolution slots batch precision device compiled cuda_graph accumulate".split())
-"""Keys by which `--compare` identifies a row."""
+
+
+class Identity(TypedDict):
+    """Keys by which `--compare` identifies a row."""
+
+    system: str
+    data: str
+    pairs: str
+    resolution: int
+    slots: int
+    batch: int
+    precision: str
+    device: str
+    compiled: bool
+    cuda_graph: bool
+    accumulate: int
+
+
+class Measured(Identity):
+    """What `--compare` reads of a row."""
+
+    median_s: Annotated[float, msgspec.Meta(gt=0)]
+    peak_memory_mb: Annotated[float, msgspec.Meta(gt=0)]
+
+
+IDENTITY = tuple(Identity.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +66,7 @@ class Arguments:
     """Systems to measure."""
     data: str = _DATA
     """Data set of the presets <system>-<data>. They define the sizes of networks and all other options."""
-    resolutions: tuple[Count, ...] = ()
+    resolutions: tuple[ImageSize, ...] = ()
     """Height and width of the images in pixels; by default the preset's."""
     slots: tuple[NumSlots, ...] = ()
     """K; by default the preset's."""
@@ -71,7 +96,9 @@ def main(arguments: list[str]) -> None:
     for name in ("systems", "precisions", "modes"):
         if not getattr(options, name):
             raise UserError(f"--{name} needs one or more")
-    cli.check_output(options.json, "--json")
+    cli.check_output(options.json, "--json", suffix=".json", mark='"peak_memory_mb"')
+    if options.json is not None and options.compare is not None and options.json.resolve() == options.compare.resolve():
+        raise UserError(f"--json {options.json} is the file of --compare: name another, to keep the earlier rows")
     old = None if options.compare is None else read_rows(options.compare)
     rows: list[Row] = []
     failures: list[UserError] = []
@@ -158,12 +185,12 @@ def _in_a_process_of_its_own(settings: Settings, limit: float) -> Row:
 def read_rows(path: Path) -> list[Row]:
     """Read the rows that `--json` wrote; raises UserError if the file cannot be read or has other content."""
     try:
-        rows = [{"cuda_graph": False} | row for row in json.loads(path.read_text())]  # older files do not have it
-        missing = {key for row in rows for key in (*IDENTITY, "median_s", "peak_memory_mb") if key not in row}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if missing:
-        raise UserError(f"{path} was not written by benchmark.py: it has no {', '.join(sorted(missing))}")
+        with open_own(path.resolve()) as file:
+            rows = msgspec.json.decode(file.read(), type=list[dict[str, Any]])
+        rows = [{"cuda_graph": False} | row for row in rows]  # older files do not have it
+        msgspec.convert(rows, list[Measured])
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; name a file of benchmark.py --json") from error
     return rows
 
 
@@ -230,4 +257,4 @@ def _names(row: Row) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--batch-sizes, --resolutions or --slots")

@@ -4,6 +4,7 @@ Exit codes: 0 success; 1 failure of the program; 2 wrong options, data or files;
 """
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -12,23 +13,31 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
+from pyro_lom.files import open_own, replacing
 from pyro_lom.training.non_finite import NonFiniteLoss
+from pyro_lom.training.signals import handling
 from pyro_lom.training.trainer import Interrupted
+
+_LARGEST = 1 << 28  # bytes of an output in Markdown or HTML
 
 
 def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, description: str) -> Any:
     """Parse options into the dataclass `kind`, or into one of a union of dataclasses (subcommands).
 
     Raises:
-        UserError: an option is unknown or has an invalid value.
+        UserError: an option is unknown or has an invalid value, or an argument is not text.
     """
+    for argument in arguments:
+        if re.search(r"[\x00\ud800-\udfff]", argument):  # surrogates are bytes that are not UTF-8
+            raise UserError(f"the argument {argument!r} is not UTF-8, or contains NUL: rename what it names")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -55,10 +64,56 @@ def progress(steps: Sequence, what: str) -> tqdm:
     return tqdm(steps, desc=what, leave=False, disable=disable, unit="batch", dynamic_ncols=True)
 
 
-def check_output(path: Path | None, option: str = "--output") -> None:
-    """Raise UserError if the file `path` cannot be written, because it is a folder or its folder does not exist."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+def check_output(path: Path | None, option: str = "--output", *, suffix: str = "", mark: str | None = None) -> None:
+    """Check the name of an output before anything is computed. No file of the user is replaced.
+
+    Args:
+        suffix: the end of the names of such outputs.
+        mark: text in the first megabyte of every such output. Only a file with this text is replaced. By default, only
+            a file that `write_signed` wrote is replaced, unless it was edited.
+
+    Raises:
+        UserError: the name has another suffix or no folder, or is that of a file that this command did not write.
+    """
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{option} {path}: name a file in a folder that exists")
+    if not path.name.endswith(suffix):
+        raise UserError(f"{option} {path}: name a file that ends in {suffix}")
+    if os.path.lexists(path) and not (_is_signed(path) if mark is None else _contains(path, mark.encode())):
+        raise UserError(
+            f"{option} {path}: a file exists there that this command did not write, or that was edited: rename it, or "
+            "name another"
+        )
+
+
+def write_signed(path: Path, text: str) -> None:
+    """Write Markdown or HTML, and a last line by which `check_output` knows whether the file was edited."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode() + _signature(text.encode()))
+
+
+def _signature(text: bytes) -> bytes:
+    return f"<!-- pyro_lom {hashlib.sha256(text).hexdigest()[:16]} -->\n".encode()
+
+
+def _is_signed(path: Path) -> bool:
+    try:
+        with open_own(path) as file:
+            content = file.read(_LARGEST)
+    except OSError:
+        return False
+    text = content[: -len(_signature(b""))]
+    return content == text + _signature(text)
+
+
+def _contains(path: Path, mark: bytes) -> bool:
+    try:
+        with open_own(path) as file:
+            return mark in file.read(2**20)
+    except OSError:
+        return False
 
 
 def _one_line(box: str) -> str:
@@ -73,11 +128,16 @@ def _one_line(box: str) -> str:
     return " ".join(complaint).partition(" Got errors:")[0] or "the options do not fit"
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Run a command's `main` on the process's arguments; print an error in one line and exit with its code."""
+def run(main: Callable[[list[str]], None], *, saves_memory: str = "sizes and numbers (see --help)") -> None:
+    """Run a command's `main` on the process's arguments; print an error in one line and exit with its code.
+
+    `saves_memory` names the options of the command that determine how much memory it uses.
+    """
     warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks, as on stderr
     try:
-        main(sys.argv[1:])
+        with handling(_interrupt):
+            main(sys.argv[1:])
     except UserError as error:
         _leave(str(error), 2)
     except NonFiniteLoss as error:
@@ -87,14 +147,19 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (MemoryError, RuntimeError) as error:  # on the CPU, torch raises a plain RuntimeError
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        _leave("out of memory: take smaller batches, images or networks (see --help)", 2)
-    except KeyboardInterrupt:  # outside of training
-        _leave("stopped by SIGINT", 128 + signal.SIGINT)
+        _leave(f"out of memory: lower {saves_memory}", 2)
+    except KeyboardInterrupt as stop:  # outside of training
+        number = stop.args[0] if stop.args else signal.SIGINT
+        _leave(f"stopped by {signal.Signals(number).name}", 128 + number)
     except BrokenPipeError:  # the reader has closed the pipe: `fit.py --dry-run | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)  # so that temporary files are removed
+
+
 def _leave(line: str, code: int) -> None:
-    print(f"error: {line}" if code < 128 else line, file=sys.stderr)
+    print(printable(f"error: {line}" if code < 128 else line), file=sys.stderr)
     sys.exit(code)

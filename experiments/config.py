@@ -5,40 +5,63 @@ The options of a system are dataclasses of `experiments/systems/`. Units: RMSE p
 """
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
+import msgspec
 import tyro
 
 from pyro_lom.errors import UserError
 
 
 class Bound(NamedTuple):
-    """The values that a number may have. `check_bounds` raises an error for others."""
+    """The values that an option may have. `check_bounds` and `from_dict` raise an error for others."""
 
     words: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
 
 
-Count = Annotated[int, Bound("1 or more", lambda number: number >= 1)]
-NumSlots = Annotated[int, Bound("from 2 to 64", lambda number: 2 <= number <= 64)]
-Natural = Annotated[int, Bound("0 or more", lambda number: number >= 0)]
-Seed = Annotated[int, Bound("from 0 to 4294967295", lambda number: 0 <= number < 2**32)]
-Width = Annotated[int, Bound("a multiple of 8, as channels are normalised in 8 groups", lambda n: n > 0 and n % 8 == 0)]
-Real = Annotated[float, Bound("a finite number", math.isfinite)]
-Positive = Annotated[float, Bound("a finite number above 0", lambda number: 0 < number < math.inf)]
-NotNegative = Annotated[float, Bound("a finite number, 0 or more", lambda number: 0 <= number < math.inf)]
+def within(low: int, high: int, unit: str = "") -> Bound:
+    """Return the bound of a whole number."""
+    return Bound(f"from {low} to {high}{unit and ' '}{unit}", lambda number: low <= number <= high)
+
+
+_LARGEST = 1e30  # well within float32
+
+Count = Annotated[int, within(1, 10**9)]
+Natural = Annotated[int, within(0, 10**9)]
+Seed = Annotated[int, within(0, 2**32 - 1)]
+NumSlots = Annotated[int, within(2, 64)]
+ImageSize = Annotated[int, within(1, 1024, "pixels")]
+Size = Annotated[int, within(1, 1024)]
+"""Number of dimensions, units or components."""
+Width = Annotated[
+    int,
+    Bound("a multiple of 8 up to 1024, as channels are normalised in 8 groups", lambda n: 0 < n <= 1024 and n % 8 == 0),
+]
+Depth = Annotated[int, within(0, 64)]
+"""Number of blocks or layers."""
+Processes = Annotated[int, within(1, 256)]
+Real = Annotated[float, Bound("a finite number, at most 1e30", lambda number: abs(number) <= _LARGEST)]
+Positive = Annotated[float, Bound("a finite number above 0, at most 1e30", lambda number: 0 < number <= _LARGEST)]
+NotNegative = Annotated[float, Bound("a finite number, 0 or more, at most 1e30", lambda n: 0 <= n <= _LARGEST)]
 Share = Annotated[float, Bound("0 or more and below 1", lambda number: 0 <= number < 1)]
+Name = Annotated[
+    str,
+    Bound("1 to 100 printable characters without /", lambda n: 0 < len(n) <= 100 and n.isprintable() and "/" not in n),
+]
+"""Part of the name of a run folder."""
+PathName = Annotated[str, Bound("a path of 1 to 4000 characters", lambda n: 0 < len(n) <= 4000 and "\0" not in n)]
 
 
 @dataclass(frozen=True)
 class Data:
-    path: str = "data/towers.h5"
-    """HDF5 file or folder of images. data/towers.h5 and data/towers-64.h5 are rendered if missing or damaged."""
-    image_size: Count = 32
+    path: PathName = "data/towers.h5"
+    """HDF5 file or folder of images. data/towers.h5 and data/towers-64.h5 are rendered if missing."""
+    image_size: ImageSize = 32
     """Height and width in pixels. Images of a folder are cropped and resized to it; images of a file must have it."""
 
 
@@ -67,13 +90,14 @@ class Train:
 
 
 Model = TypeVar("Model")
+_RESTORE = "restore what the run wrote there"
 
 
 @dataclass(frozen=True)
 class Config(Generic[Model]):
     """The configuration of one training run. `model` contains the options of the system."""
 
-    preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
+    preset: Annotated[Name, tyro.conf.Fixed, tyro.conf.Suppress]
     """Name of the preset that defines the defaults."""
     model: Model
     seed: Seed = 0
@@ -95,45 +119,51 @@ def from_dict(values: Any, systems: Iterable[type], kind: Any = Config, place: s
     A missing field has its default, so the default of a new field must reproduce the behaviour before it existed.
 
     Raises:
-        UserError: `kind` is missing or not in `systems`, or a field is unknown, of another type, or missing without a
-            default. The message contains its name.
+        UserError: `kind` is missing or unknown, or a field is unknown, of another type, out of bounds, or missing
+            without a default. The message contains its name.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{place} is {values!r}, not an object; restore what the run wrote there")
-    choices = systems if isinstance(kind, TypeVar) else get_args(kind)
-    if choices:
-        named = {choice.kind: choice for choice in choices}
+        raise UserError(f"{place} is {reprlib.repr(values)}, not an object; {_RESTORE}")
+    of_system = isinstance(kind, TypeVar)
+    if choices := {choice.kind: choice for choice in (systems if of_system else get_args(kind))}:
         if "kind" not in values:
             raise UserError(f"{place} was written by an older version, whose runs cannot be read: train it again")
-        if (system := values["kind"]) not in list(named):
-            raise UserError(
-                f"{place}: there is no system {system!r}; pass its class by systems=[...], or its module by --systems"
-            )
-        kind, values = named[system], {name: value for name, value in values.items() if name != "kind"}
-    hints, given = get_type_hints(kind), {}
+        if (found := values["kind"]) not in list(choices):
+            if of_system:
+                remedy = "pass its class by systems=[...], or its module by --systems"
+                raise UserError(f"{place}: there is no system {reprlib.repr(found)}; {remedy}")
+            raise UserError(f"{place}: kind is {reprlib.repr(found)}, not one of {', '.join(choices)}; {_RESTORE}")
+        kind, values = choices[found], {name: value for name, value in values.items() if name != "kind"}
+    hints, given = get_type_hints(kind, include_extras=True), {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is field.default_factory}
     if not required <= set(values) <= set(fields):
-        found = ", ".join(sorted(set(values) - set(fields) | required - set(values)))
-        raise UserError(f"{place} was not written by this version: it differs in {found}")
+        differ = ", ".join(sorted(set(values) - set(fields) | required - set(values)))
+        raise UserError(f"{place} was not written by this version: it differs in {differ}")
     for name, value in values.items():
         hint = hints[name]
         if isinstance(hint, TypeVar) or any(map(dataclasses.is_dataclass, (hint, *get_args(hint)))):
-            value = from_dict(value, systems, hint, f"{place}: {name}")
-        elif get_origin(hint) is tuple and isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-        elif not _fits(value, hint):
-            raise UserError(f"{place}: {name} is {value!r}, not of its type; restore what the run wrote there")
-        given[name] = value
+            given[name] = from_dict(value, systems, hint, f"{place}: {name}")
+            continue
+        try:
+            given[name] = msgspec.convert(value, hint)
+        except msgspec.ValidationError:
+            raise UserError(f"{place}: {name} is {reprlib.repr(value)}, not of its type; {_RESTORE}") from None
+        check_value(f"{place}: {name}", given[name], hint)
     return kind(**given)
 
 
 def check_bounds(options: Any) -> None:
     """Raise UserError, with option, value and bound, if a value is outside of the bounds of its annotation."""
     for name, value, hint in option_fields(options):
-        for bound, one in product(_bounds(hint), value if isinstance(value, tuple) else (value,)):
-            if one is not None and not bound.holds(one):
-                raise UserError(f"--{name} is {one}: it must be {bound.words}")
+        check_value(f"--{name}", value, hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raise UserError, with name, value and bound, if a value, or a value of a tuple, is outside of the bounds."""
+    for bound, one in product(bounds(hint), value if isinstance(value, tuple) else (value,)):
+        if one is not None and not bound.holds(one):
+            raise UserError(f"{name} is {one!r}: it must be {bound.words}")
 
 
 def overrides(config: Any, default: Any) -> list[str]:
@@ -160,15 +190,7 @@ def option_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any
             yield option, value, hints[field.name]
 
 
-def _bounds(hint: Any) -> list[Bound]:
+def bounds(hint: Any) -> list[Bound]:
     """Return the bounds of an annotation, also inside of `X | None` and of tuples."""
     parts = (hint, *get_args(hint))
     return [item for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Bound)]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_args(hint):  # X | None
-        return any(_fits(value, part) for part in get_args(hint))
-    return type(value) is hint or (hint is float and type(value) is int)

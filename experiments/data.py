@@ -25,4 +25,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--size, or the --workers of render")

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     import installed  # noqa: F401
 
 import csv
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,14 +19,14 @@ import tyro
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Count, Natural, Positive, check_bounds, overrides
+from experiments.config import Count, Positive, check_bounds, overrides, within
 from experiments.evaluation.held_out import HeldOut, Values, segment
 from experiments.evaluation.metrics import METRICS, measure
 from experiments.evaluation.tables import Row, markdown
 from experiments.loading import check_runs
 from experiments.systems import own_systems
 from experiments.systems.options import SystemOptions
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.figures import save_sheet
 from pyro_lom.files import replacing
 from pyro_lom.metrics.stacks import stacks_stand
@@ -55,7 +56,7 @@ class Arguments:
     """File pt_inception-2015-12-05-6726825d.pth, for fid."""
     output: Path | None = None
     """Markdown file for the tables, which are also printed."""
-    sheet: Natural = 0
+    sheet: Annotated[int, within(0, 1000)] = 0
     """Number of samples on a numbered contact sheet and in a CSV file, to count standing stacks by hand."""
     systems: str | None = None
     """Your own Python module that defines the systems of the runs."""
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     check_runs(options.runs, "evaluate.py", systems)  # before hours of computation
     if not options.metrics:
         raise UserError(f"--metrics needs one or more of: {', '.join(METRICS)}")
-    cli.check_output(options.output)
+    cli.check_output(options.output, suffix=".md")
     if options.sheet:
         for folder in options.runs:
             _refuse_to_lose_counts(folder)
@@ -83,8 +84,7 @@ def main(arguments: list[str]) -> None:
     tables = markdown(rows, command=lambda folders: _command(folders, options))
     print(tables)
     if options.output is not None:
-        with replacing(options.output) as temporary:
-            temporary.write_text(tables + "\n", encoding="utf-8")
+        cli.write_signed(options.output, tables + "\n")
 
 
 def evaluate(
@@ -118,18 +118,18 @@ def _values(held_out: HeldOut, options: Arguments) -> Values:
     folder = held_out.run.folder
     with tqdm(options.metrics, dynamic_ncols=True, unit="metric") as bar:
         for name in bar:
-            bar.set_description(f"{folder.resolve().name}: {name}")
+            bar.set_description(printable(f"{folder.resolve().name}: {name}"))
             try:
                 values |= measure(name, held_out, settings, remember=True)
             except UserError as reason:
                 if options.metrics != Arguments.metrics:  # selected by the user
                     raise UserError(f"{folder}: {name}: {reason}") from reason
-                bar.write(f"{folder}: {name} not computed: {reason}", file=sys.stderr)
+                bar.write(printable(f"{folder}: {name} not computed: {reason}"), file=sys.stderr)
     return values
 
 
 def _refuse_to_lose_counts(folder: Path) -> None:
-    if (folder / _COUNTS).exists():
+    if os.path.lexists(folder / _COUNTS):
         raise UserError(f"{folder / _COUNTS} exists and may hold your counts: rename or remove it first")
 
 
@@ -148,7 +148,7 @@ def _write_sheet(held_out: HeldOut, num_samples: int, tau: float) -> None:
         writer.writerow(["sample", "stands_by_rule", "stands_by_hand"])
         writer.writerows([number, int(stands), ""] for number, stands in enumerate(np.concatenate(stand)))
     for path in (picture, counts):
-        print(path, file=sys.stderr)
+        print(printable(str(path)), file=sys.stderr)
 
 
 def _command(folders: list[Path], options: Arguments) -> str:
@@ -157,4 +157,4 @@ def _command(folders: list[Path], options: Arguments) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--num-images or --likelihood-samples")

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Generic
@@ -19,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, Count, Model, overrides, to_dict
+from experiments.config import Config, Count, Model, Processes, check_value, overrides, to_dict
 from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
 from experiments.evaluation.reading import signs_of_binding
@@ -29,10 +30,17 @@ from experiments.options import refuse_foreign_options
 from experiments.parts import Factory, check_names, check_records, records
 from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
 from experiments.systems.options import SystemOptions
-from experiments.training.devices import check_batches, check_cuda_graph, join_again, processes, with_global_batch_size
+from experiments.training.devices import (
+    check_batches,
+    check_cuda_graph,
+    join_again,
+    one_report,
+    processes,
+    with_global_batch_size,
+)
 from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.objective import Objective
 from pyro_lom.training.compilation import compile_networks
 from pyro_lom.training.non_finite import NonFiniteLoss
@@ -52,7 +60,7 @@ _TO_JUDGE_BINDING = 128  # scenes for the warning about slots that do not bind
 @dataclass(frozen=True)
 class Arguments(Generic[Model]):
     config: Annotated[Config[Model], tyro.conf.arg(name="")]
-    devices: int = 1
+    devices: Processes = 1
     """Number of GPUs or CPU processes; torchrun's number replaces it."""
     global_batch_size: Count | None = None
     """Scenes per step on all devices together, instead of --train.batch-size, which is per device."""
@@ -164,10 +172,9 @@ def fit(
     }
     parts = {name: part for name, part in parts.items() if part is not None}
     # All checks come before processes are launched and a run folder is created.
-    counts = {"devices": devices, "global-batch-size": global_batch_size, "accumulate": accumulate}
-    for option, count in counts.items():
-        if count is not None and count < 1:
-            raise UserError(f"--{option} is {count}: it must be 1 or more")
+    check_value("--devices", devices, Processes)
+    check_value("--global-batch-size", global_batch_size, Count)
+    check_value("--accumulate", accumulate, Count)
     if type(config.model) not in (*SYSTEMS, *systems):
         raise UserError(f"{type(config.model).__name__} is a system of your own: pass its class by systems=[...]")
     check(config, accumulate=accumulate, cuda_graph=cuda_graph)
@@ -211,71 +218,77 @@ def fit(
     fabric.launch()
     fabric.to_device(objective)
 
-    run, goes_on = fabric.broadcast(_open(runs_dir, config, origin, resume) if fabric.is_global_zero else None)
-
-    def tell(line: str) -> None:
+    with one_report(fabric), ExitStack() as stack:
+        opened = None
         if fabric.is_global_zero:
-            tqdm.write(line, file=sys.stderr)
-            run.log(_stamped(line))
+            opened = _open(runs_dir, config, origin, resume)
+            stack.enter_context(opened[0].locked())
+        run, goes_on = fabric.broadcast(opened)
 
-    test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
+        def tell(line: str) -> None:
+            if fabric.is_global_zero:
+                tqdm.write(printable(line), file=sys.stderr)
+                run.log(_stamped(line))
 
-    def preview(step: int) -> None:
-        draw(system, test, run, seed=config.seed, step=step)
-        signs = signs_of_binding(system, float_images(test.images[:_TO_JUDGE_BINDING]))
-        if complaint := signs and signs.complaint():
-            tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
+        test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
 
-    compiled = compile and compile_networks(objective, tell)
-    trainer = Trainer(
-        fabric,
-        objective,
-        train.images,
-        phases,
-        run,
-        seed=config.seed,
-        clip_norm=config.train.clip_norm,
-        accumulate=accumulate,
-        cuda_graph=cuda_graph,
-        log_every=config.train.log_every,
-        checkpoint_every=config.train.checkpoint_every,
-        preview_every=config.train.preview_every,
-        preview=preview,
-    )
-    if goes_on:
-        trainer.resume()
-        began_with, size = run.read_json("environment.json").get("processes", 1), config.train.batch_size
-        if global_batch_size is None and began_with != fabric.world_size:
-            tell(
-                f"warning: a step takes {size * fabric.world_size} scenes, and took {size * began_with} on the "
-                f"{began_with} devices that the run began on: --global-batch-size {size * began_with} keeps them"
-            )
-    how = f", {trainer.step} of them done" * (trainer.step > 0)
-    how += f", in {accumulate} parts" * (accumulate > 1) + ", compiled" * compiled + ", as a CUDA graph" * cuda_graph
-    tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
-    try:
-        trainer.fit()
-    except (Interrupted, NonFiniteLoss) as end:
+        def preview(step: int) -> None:
+            draw(system, test, run, seed=config.seed, step=step)
+            signs = signs_of_binding(system, float_images(test.images[:_TO_JUDGE_BINDING]))
+            if complaint := signs and signs.complaint():
+                tell(f"warning: after step {step} {complaint}; try another --seed or a smaller --model.slot-dim")
+
+        compiled = compile and compile_networks(objective, tell)
+        trainer = Trainer(
+            fabric,
+            objective,
+            train.images,
+            phases,
+            run,
+            seed=config.seed,
+            clip_norm=config.train.clip_norm,
+            accumulate=accumulate,
+            cuda_graph=cuda_graph,
+            log_every=config.train.log_every,
+            checkpoint_every=config.train.checkpoint_every,
+            preview_every=config.train.preview_every,
+            preview=preview,
+        )
+        if goes_on:
+            began_with, size = run.environment().processes, config.train.batch_size
+            trainer.resume()
+            if global_batch_size is None and began_with != fabric.world_size:
+                tell(
+                    f"warning: a step takes {size * fabric.world_size} scenes, and took {size * began_with} on the "
+                    f"{began_with} devices that the run began on: --global-batch-size {size * began_with} keeps them"
+                )
+        how = f", {trainer.step} of them done" * (trainer.step > 0)
+        how += (
+            f", in {accumulate} parts" * (accumulate > 1) + ", compiled" * compiled + ", as a CUDA graph" * cuda_graph
+        )
+        tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
+        try:
+            trainer.fit()
+        except (Interrupted, NonFiniteLoss) as end:
+            if fabric.is_global_zero:
+                run.log(_stamped(str(end)))
+            raise
+        tell("evaluating ...")
         if not fabric.is_global_zero:
-            sys.exit()  # the first process reports it
-        run.log(_stamped(str(end)))
-        raise
-    tell("evaluating ...")
-    if not fabric.is_global_zero:
+            return run
+        summary = summarise(HeldOut(run, config, system, scenes, num_images=_HELD_OUT, parts=parts))
+        summary |= {
+            "images_per_second": round(trainer.images_seen / trainer.seconds, 1) if trainer.seconds else None,
+            "train_minutes": round(trainer.seconds / 60, 3),
+            "parameters": _num_parameters(objective),
+            "seed": config.seed,
+        }
+        run.write_json("summary.json", summary)
+        pictures = draw(system, test, run, seed=config.seed)
+        print("\n" + "\n".join(summary_lines(summary)))
+        print("\n" + printable(f"all numbers: {run.folder / 'summary.json'}"))
+        print("pictures:    " + "\n             ".join(printable(str(path)) for path in pictures))
         return run
-    summary = summarise(HeldOut(run, config, system, scenes, num_images=_HELD_OUT, parts=parts))
-    summary |= {
-        "images_per_second": round(trainer.images_seen / trainer.seconds, 1) if trainer.seconds else None,
-        "train_minutes": round(trainer.seconds / 60, 3),
-        "parameters": _num_parameters(objective),
-        "seed": config.seed,
-    }
-    run.write_json("summary.json", summary)
-    pictures = draw(system, test, run, seed=config.seed)
-    print("\n" + "\n".join(summary_lines(summary)))
-    print(f"\nall numbers: {run.folder / 'summary.json'}")
-    print("pictures:    " + "\n             ".join(map(str, pictures)))
-    return run
 
 
 def anchored(config: Config) -> Config:
@@ -336,4 +349,4 @@ def _stamped(line: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--train.batch-size, --data.image-size or the sizes of --model.*")

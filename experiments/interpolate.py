@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiments import cli
-from experiments.config import Count, Share, check_bounds
+from experiments.config import Share, check_bounds, within
 from experiments.evaluation.drawing import INTERPOLATION, interpolation_rows
 from experiments.evaluation.held_out import SEED, HeldOut
 from experiments.evaluation.reading import posterior_scenes, prior_scenes, render_scenes
@@ -22,7 +22,7 @@ from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import read_rgb
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.interpolation import random_walk, slerp
 from pyro_lom.system import Pair
 
@@ -36,11 +36,11 @@ class Arguments:
     """Run folder."""
     between: tuple[str, str] | None = None
     """Two images, each the number of a held-out scene or a PNG or JPEG file; by default samples of the prior."""
-    num_paths: Count = 4
+    num_paths: Annotated[int, within(1, 100)] = 4
     """Number of paths between samples of the prior, and of random walks."""
-    steps: Count = 12
+    steps: Annotated[int, within(1, 200)] = 12
     """Scenes in a row of the PNG."""
-    frames: Count = 48
+    frames: Annotated[int, within(1, 1000)] = 48
     """Scenes of a path in a GIF, which shows the path forwards and backwards; a walk has twice as many."""
     stride: Share = 0.2
     """Step of a random walk, as a share of the prior's standard deviation."""
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(SEED)
     paths = _between_samples(held_out, options) if options.between is None else _between_images(held_out, options)
     for path in paths:
-        print(path)
+        print(printable(str(path)))
 
 
 def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
@@ -103,8 +103,8 @@ def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W
     channels, *size = held_out.scenes.image_shape
     images = []
     for name in names:
-        if name.isdigit():
-            if int(name) >= len(held_out):
+        if name.isdecimal():
+            if len(name) > 9 or int(name) >= len(held_out):
                 raise UserError(f"--between {name}: held-out scenes go from 0 to {len(held_out) - 1}")
             image = held_out.scenes.images[int(name)]
         else:
@@ -115,4 +115,4 @@ def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--frames, --steps or --num-paths")

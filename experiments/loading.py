@@ -1,11 +1,12 @@
 """Loading of the scenes of a configuration, and of the system of a run."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from experiments.config import Config, Data, from_dict
-from experiments.parts import check_names, check_records, records
+from experiments.parts import PARTS, check_names, check_records, records
 from experiments.systems import SYSTEMS, build
 from experiments.systems.options import SystemOptions
 from pyro_lom.data.hdf5 import Scenes, read_scenes
@@ -13,6 +14,7 @@ from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
 from pyro_lom.system import System, result
+from pyro_lom.training.checkpoints import check_data
 from pyro_lom.training.runs import Run, load_weights
 
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
@@ -29,16 +31,16 @@ _PUBLISHED = {
 
 
 def read_data(data: Data) -> Scenes:
-    """Return the scenes of a configuration. The embedded data set is rendered if it is missing or damaged.
+    """Return the scenes of a configuration. The embedded data set is rendered if it is missing.
 
     Raises:
         UserError: the scenes are missing or damaged, or do not have the size `data.image_size`.
     """
     if EMBEDDED.get(data.path) == data.image_size:
         return ensure_towers(data.path, data.image_size)
-    if data.path in _PUBLISHED and not Path(data.path).exists():
+    if data.path in _PUBLISHED and not os.path.exists(data.path):
         raise UserError(f"the data set is missing: {data.path}. {_how_to_get(data.path)}")
-    if Path(data.path).is_dir():
+    if os.path.isdir(data.path):
         return read_scenes(data.path, (data.image_size, data.image_size))
     scenes, size = read_scenes(data.path), data.image_size
     _, height, width = scenes.image_shape
@@ -57,14 +59,23 @@ def _how_to_get(path: str) -> str:
     )
 
 
+Record = TypedDict("Record", {"class": str, "tensors": str})
+"""What a run keeps of an exchanged part (`parts.py: records`)."""
+
+
 class Origin(NamedTuple):
     """What `config.json` contains beside the configuration: how a run differs from a run of its configuration."""
 
-    parts: dict[str, dict[str, str]] = {}  # records of exchanged parts, by name (`parts.py: records`)
+    parts: dict[str, Record] = {}  # of exchanged parts, by name
     orderless: str | None = None  # the run from which the orderless pair was taken
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in self._asdict().items() if value}
+
+
+class _Origin(TypedDict, total=False):
+    parts: dict[Literal[*PARTS], Record]
+    orderless: str
 
 
 def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config:
@@ -73,20 +84,13 @@ def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config
     Raises:
         UserError: it is damaged, or was written by an older version or by another system.
     """
-    values = run.read_json("config.json")
-    if isinstance(values, dict):
-        values = {name: value for name, value in values.items() if name not in Origin._fields}
+    values = {name: value for name, value in run.read_json("config.json").items() if name not in Origin._fields}
     return from_dict(values, (*SYSTEMS, *systems), place=f"{run.folder}/config.json")
 
 
 def read_origin(run: Run) -> Origin:
     """Read how a run differs from a run of its configuration; raises UserError if `config.json` is damaged."""
-    values = run.read_json("config.json")
-    origin = Origin(**{name: values[name] for name in Origin._fields if name in values})
-    kept = origin.parts.values() if isinstance(origin.parts, dict) else [None]
-    if not all(isinstance(one, dict) and {"class", "tensors"} <= set(one) for one in kept):
-        raise UserError(f"{run.folder}/config.json: parts is {origin.parts!r}; restore what the run wrote there")
-    return origin
+    return Origin(**run.read_json("config.json", _Origin))
 
 
 def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[SystemOptions]] = ()) -> None:
@@ -101,7 +105,7 @@ def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[Sys
         run = Run.open(folder)
         read_config(run, systems)
         check_names(read_origin(run).parts, {}, folder)
-        run.load_checkpoint()
+        run.progress()
         if folder.resolve() in [other.resolve() for other in folders[:number]]:
             raise UserError(f"{folder} is named twice: name each run once")
 
@@ -119,11 +123,12 @@ def start_from(system: System, config: Config, folder: str | Path, systems: Iter
     given, own = there.model.source_options(), config.model.source_options()
     if differ := [option for option in own if given.get(option) != own[option]]:
         raise UserError(f"--orderless {folder}: its pair differs in the option {differ[0].replace('_', '-')}")
-    progress, weights, _ = run.load_checkpoint()
+    objective = Objective(system)
+    progress, weights, _ = run.load_checkpoint(objective)
     needed = there.model.source_steps(there.train)
     if progress.step < needed and not (needed < there.train.steps and read_origin(run).orderless):
         raise UserError(f"--orderless {folder} is at step {progress.step} of {needed}: finish it first with --resume")
-    pair = Objective(system).pairs[name]
+    pair = objective.pairs[name]
     prefixes = {key.split(".")[1] for key in weights}
     prefix = f"pairs.{name if name in prefixes else min(prefixes)}."
     weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
@@ -150,7 +155,8 @@ def load_run(
     system = build(config, scenes.image_shape, **parts)
     check_records(kept, records(system, parts), run.folder)
     objective = Objective(system)
-    progress, weights, _ = run.load_checkpoint()
+    progress, weights, _ = run.load_checkpoint(objective)
+    check_data(progress, scenes.split("train").images, run.folder)
     load_weights(objective, weights, run.folder)
     objective.at_step(progress.step)
     objective.eval()

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import cli
+from experiments.evaluation.held_out import Values, stored
 from experiments.evaluation.words import QUANTITIES, number, split, title
+from pyro_lom.errors import UserError, printable
 from pyro_lom.figures import save_curves
-from pyro_lom.files import replacing
+from pyro_lom.files import open_own
 from pyro_lom.training.runs import Run
 
 DESCRIPTION = """Make one self-contained HTML page of a run: report.py RUN [options]. The page contains the numbers and
@@ -30,6 +32,7 @@ _CAPTIONS = {  # in this order; other pictures come after them
     "retrieval": "Nearest scenes by s, re-ranked by a slot",
     "stacks": "Samples, numbered, to count standing stacks by hand",
 }
+_LARGEST = 64 << 20  # bytes of all pictures together
 _TYPES = {".png": "image/png", ".gif": "image/gif"}
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -58,22 +61,28 @@ def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="report.py", description=DESCRIPTION)
     run = Run.open(options.run)
     path = options.output or run.folder / "report.html"
-    cli.check_output(path)
-    if run.metrics():
-        save_curves(run.figures / "curves.png", run.metrics())
-    with replacing(path) as temporary:
-        temporary.write_text(page(run), encoding="utf-8")
-    print(f"{path} ({path.stat().st_size / 2**20:.1f} MB)")
+    cli.check_output(path, suffix=".html")
+    if metrics := run.metrics():
+        save_curves(run.figures / "curves.png", metrics)
+    try:
+        content = page(run)
+    except RecursionError:
+        raise UserError(
+            f"{run.folder}: config.json or environment.json is nested too deeply to be of a run: restore what the run "
+            "wrote there"
+        ) from None
+    cli.write_signed(path, content)
+    print(printable(f"{path} ({path.stat().st_size / 2**20:.1f} MB)"))
 
 
 def page(run: Run) -> str:
-    """Return the HTML page of a run."""
-    config, title = run.read_json("config.json"), html.escape(run.folder.resolve().name)
+    """Return the HTML page of a run; raises UserError if a file of the run is damaged."""
+    title = html.escape(run.folder.resolve().name)
     sections = {
         "Numbers": _numbers(run),
         "Curves": _figure(run.figures / "curves.png", "Errors, KLs and multipliers of training"),
         "Pictures": "".join(_figure(path, caption) for path, caption in _pictures(run)),
-        "Configuration": f'<div class="columns">{_tables(config)}</div>',
+        "Configuration": f'<div class="columns">{_tables(run.read_json("config.json"))}</div>',
         "Environment": f'<div class="columns">{_tables(run.read_json("environment.json"))}</div>',
     }
     sections = {name: content for name, content in sections.items() if content}
@@ -89,32 +98,39 @@ def page(run: Run) -> str:
 def _numbers(run: Run) -> str:
     tables = {}
     if (run.folder / "summary.json").exists():
-        tables["at the end of training"] = _in_words(run.read_json("summary.json"))
-    if (run.folder / "evaluation.json").exists():
-        for name, found in run.read_json("evaluation.json").items():
-            tables[f"{name}, {found['protocol']['num_images']} images"] = _in_words(found["values"])
+        tables["at the end of training"] = _in_words(run.read_json("summary.json", Values))
+    for name, found in stored(run).items():
+        tables[f"{name}, {found['protocol'].get('num_images', '?')} images"] = _in_words(found["values"])
     return f'<div class="columns">{_tables(tables)}</div>' if tables else ""
 
 
-def _in_words(values: dict[str, float | str | None]) -> dict[str, str | None]:
+def _in_words(values: Values) -> Values:
     """Replace keys by titles, and numbers by formatted numbers; unknown keys do not change."""
     return {
-        title(key): number(key, value) if isinstance(value, float | int) and split(key)[0] in QUANTITIES else value
+        title(key): number(key, value) if isinstance(value, float) and split(key)[0] in QUANTITIES else value
         for key, value in values.items()
     }
 
 
 def _pictures(run: Run) -> list[tuple[Path, str]]:
     paths = [path for path in run.figures.iterdir() if path.suffix in _TYPES and path.stem != "curves"]
+    if (size := sum(path.stat().st_size for path in paths)) > _LARGEST:
+        raise UserError(
+            f"{run.figures}: its pictures have {size >> 20} MB, which is too much for a page: move some away"
+        )
     order = list(_CAPTIONS)
     paths.sort(key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.name))
-    return [(path, _CAPTIONS.get(path.stem, path.stem.replace("-", " ").capitalize())) for path in paths]
+    return [(path, _CAPTIONS.get(path.stem, printable(path.stem.replace("-", " ").capitalize()))) for path in paths]
 
 
 def _figure(path: Path, caption: str) -> str:
-    if not path.exists():
+    try:
+        with open_own(path) as file:
+            data = base64.b64encode(file.read()).decode()
+    except FileNotFoundError:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; remove it") from error
     alt = html.escape(caption)
     source = f"data:{_TYPES[path.suffix]};base64,{data}"
     title = f"<figcaption>{alt}</figcaption>" if path.suffix == ".gif" else ""  # the others have one inside
@@ -138,4 +154,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="the size of the pictures in RUN/figures")

@@ -3,6 +3,7 @@
 if __name__ == "__main__":
     import installed  # noqa: F401
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from experiments import cli
-from experiments.config import Count, check_bounds
+from experiments.config import Count, check_bounds, within
 from experiments.evaluation.held_out import SEED, HeldOut, checksum, segment
 from experiments.evaluation.reading import guide_trace, latents
 from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.metrics.stacks import object_segments
 from pyro_lom.retrieval import Index
 from pyro_lom.system import infer
@@ -39,9 +40,9 @@ _TOP = 5
 class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
-    queries: tuple[int, ...] = (0, 1, 2, 3)
+    queries: tuple[Annotated[int, within(0, 10**9)], ...] = (0, 1, 2, 3)
     """Numbers of held-out scenes."""
-    slot: int | None = None
+    slot: Annotated[int, within(0, 63)] | None = None
     """Place of the slot to rank by; by default the slot of the largest object of each query."""
     num_scenes: Count = 50_000
     """Largest number of training scenes in the index."""
@@ -65,6 +66,8 @@ def main(arguments: list[str]) -> None:
     queries = float_images(held_out.scenes.images[list(options.queries)])
     torch.manual_seed(SEED)  # building the index has used random numbers; reading it has not
     scenes, slots = _latents(held_out, queries.to(held_out.device))
+    if (index.scenes.shape[1:], index.slots.shape[1:]) != (scenes.shape[1:], slots.shape[1:]):
+        raise UserError(f"{_path(held_out)} is the index of another system: remove it to build it again")
     rows = []
     for number, query, scene, own in zip(options.queries, queries, scenes, slots, strict=True):
         slot = _largest_object(_segments(held_out, own[None])[0]) if options.slot is None else options.slot
@@ -82,7 +85,7 @@ def main(arguments: list[str]) -> None:
         ]
     path = held_out.run.figures / "retrieval.png"
     figures.save_grid(path, rows, "Left: held-out scenes. Right: the nearest by s; re-ranked by the boxed slot")
-    print(path)
+    print(printable(str(path)))
 
 
 def _check(options: Arguments, held_out: HeldOut) -> None:
@@ -96,20 +99,24 @@ def _check(options: Arguments, held_out: HeldOut) -> None:
         raise UserError(f"--slot {options.slot}: places go from 0 to {num_slots - 1}")
 
 
+def _path(held_out: HeldOut) -> Path:
+    return held_out.run.folder / "retrieval.safetensors"
+
+
 def _index(held_out: HeldOut, train: Scenes, num_scenes: int) -> Index:
     """Load the index, or build it if there is none for this checkpoint, data set and number of scenes."""
-    path = held_out.run.folder / "retrieval.safetensors"
+    path = _path(held_out)
     about = {"checkpoint": held_out.provenance["checkpoint"], "data": checksum(train), "num_scenes": str(num_scenes)}
-    if path.exists():
+    if os.path.lexists(path):
         index, found = Index.load(path)
-        if found == about:
+        if found == about and len(index.scenes) == num_scenes:
             return index
     started = time.monotonic()
     torch.manual_seed(SEED)
     parts = [_latents(held_out, images) for images in held_out.batches(train.images[:num_scenes], "indexing")]
     index = Index.build(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     index.save(path, about)
-    print(f"{path}: {num_scenes} scenes in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(printable(f"{path}: {num_scenes} scenes in {time.monotonic() - started:.0f} s"), file=sys.stderr)
     return index
 
 
@@ -139,4 +146,4 @@ def _largest_object(segments: UInt8[np.ndarray, "H W"]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--num-scenes or --queries")

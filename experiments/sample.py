@@ -25,6 +25,7 @@ from experiments.loading import check_runs
 from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.errors import UserError, printable
 from pyro_lom.metrics.features import EfficientNetLite0
 from pyro_lom.types import Rendering
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> None:
     systems = own_systems(options.systems)
     check_runs(options.runs, "sample.py", systems)
     if options.sweep:
-        cli.check_output(options.output)
+        cli.check_output(options.output, suffix=".png", mark=" by temperature")
     pyro.enable_validation(False)
     if options.sweep:
         _sweep(options, systems)
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> None:
     for folder in options.runs:
         held_out = HeldOut.open(folder, num_images=options.num_scenes, systems=systems)
         for path in (*_samples(held_out, options), _reconstructions(held_out)):
-            print(path)
+            print(printable(str(path)))
 
 
 def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
@@ -125,22 +126,25 @@ def _sweep(options: Arguments, systems: tuple[type, ...]) -> None:
     name = QUANTITIES[f"fd_{options.features}"].title
     figures.save_error_bars(options.output, lines, x="temperature", y=name)
     print(f"**{name} of samples by temperature**\n\n{grid(table)}\n")
-    print(options.output)
+    print(printable(str(options.output)))
 
 
 def _swept(folder: Path, options: Arguments, systems: tuple[type, ...]) -> Row:
     held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems)
 
     def distances() -> Values:
-        print(f"{folder}: sweeping ...", file=sys.stderr)
+        print(printable(f"{folder}: sweeping ..."), file=sys.stderr)
         extractor = pixel_pca(held_out) if options.features == "pca64" else EfficientNetLite0(held_out.device)
         found = frechet_distances(held_out, extractor, _TAUS)
         return {f"{tau:g}": distance for tau, distance in zip(_TAUS, found, strict=True)}
 
-    values = held_out.remember(f"sweep-{options.features}", {}, distances)
+    name = f"sweep-{options.features}"
+    values = held_out.remember(name, {}, distances)
+    if not all(isinstance(values.get(f"{tau:g}"), float) for tau in _TAUS):
+        raise UserError(f"{folder}/evaluation.json: {name} lacks a number; remove the file to compute it again")
     checkpoint = held_out.provenance["checkpoint"]
     return Row(folder, held_out.config, checkpoint, len(held_out), values, held_out.orderless)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, saves_memory="--num-scenes or --num-images")

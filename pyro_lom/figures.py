@@ -67,21 +67,21 @@ def draw_grid(rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) 
     canvas = cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
     longest = max(len(line) for label, _ in rows for line in label.splitlines())
     figure = Figure(figsize=(_CELL * columns + max(1.7, 0.06 * longest + 0.15), _CELL * len(rows) + 0.4), dpi=150)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=9)
     share_x, share_y = _CELL * columns / figure.get_figwidth(), _CELL * len(rows) / figure.get_figheight()
     axis = figure.add_axes((1 - share_x, 0, share_x, share_y))
     axis.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
     axis.set_frame_on(False)
     axis.set_xticks([])
     centres = [(row + 0.5) * (height + gap) - gap / 2 for row in range(len(rows))]
-    axis.set_yticks(centres, [label for label, _ in rows], fontsize=7)
+    axis.set_yticks(centres, [_literal(label) for label, _ in rows], fontsize=7)
     axis.tick_params(length=0)
     return figure
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Float[Tensor, "_ _ H W"]]], title: str) -> None:
     """Write the figure of `draw_grid` as a PNG file."""
-    _save(draw_grid(rows, title), path)
+    _save(draw_grid(rows, title), path, title)
 
 
 def save_curves(path: Path, metrics: list[dict]) -> None:
@@ -105,7 +105,7 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
             dashed = key.endswith("target")
             axis.plot(
                 *zip(*points, strict=True),
-                label=None if dashed else key,
+                label=None if dashed else _literal(key),
                 linestyle="--" if dashed else "-",
                 linewidth=1,
                 marker=None if len(points) >= 5 else "_" if dashed else ".",  # short lines may be a single point
@@ -116,7 +116,7 @@ def save_curves(path: Path, metrics: list[dict]) -> None:
         axis.grid(alpha=0.3)
         if keys:
             axis.legend(fontsize=7)
-    _save(figure, path)
+    _save(figure, path, "Curves of training")
 
 
 def save_error_bars(
@@ -127,11 +127,13 @@ def save_error_bars(
     axis = figure.subplots()
     for style, (label, (places, means, deviations)) in zip(cycle(("-", "--", ":", "-.")), lines.items()):
         bars = deviations if any(deviations) else None
-        axis.errorbar(places, means, yerr=bars, label=label, linestyle=style, marker="o", markersize=3, capsize=3)
+        axis.errorbar(
+            places, means, yerr=bars, label=_literal(label), linestyle=style, marker="o", markersize=3, capsize=3
+        )
     axis.set(xlabel=x, ylabel=y, xticks=sorted({place for places, _, _ in lines.values() for place in places}))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-    _save(figure, path)
+    _save(figure, path, f"{y} by {x}")
 
 
 def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None]]]) -> None:
@@ -146,8 +148,8 @@ def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None
         axis.boxplot(known, widths=0.6, whis=(0, 100), medianprops={"color": "C1"})
         for place, values in enumerate(known, start=1):
             axis.plot([place] * len(values), values, "o", color="C0", markersize=3, alpha=0.7)
-        axis.set_xticks(range(1, len(boxes) + 1), boxes, rotation=45, ha="right", fontsize=7)
-        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(1, len(boxes) + 1), map(_literal, boxes), rotation=45, ha="right", fontsize=7)
+        axis.set_title(_literal(title), fontsize=9)
         every = [value for values in known for value in values] or [1.0]
         if max(every) > 5 * min(every) > 0:
             axis.set_yscale("log")
@@ -156,14 +158,14 @@ def save_box_plots(path: Path, panels: dict[str, dict[str, Sequence[float | None
             axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="y", labelsize=7)
         axis.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    _save(figure, path, f"Box plots of {'; '.join(panels)}")
 
 
 def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns: int = 10) -> None:
     """Plot images in [0, 1] row by row and print each image's number, from 0, on the image."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * _CELL * 1.4, rows * _CELL * 1.4 + 0.4), dpi=150)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=9)
     top = 1 - 0.4 / figure.get_figheight()
     for number, image in enumerate(images.cpu()):
         row, column = divmod(number, columns)
@@ -171,7 +173,7 @@ def save_sheet(path: Path, images: Float[Tensor, "N _ H W"], title: str, columns
         axis.imshow(image.expand(3, -1, -1).movedim(0, -1).clamp(0, 1).numpy(), interpolation="nearest")
         axis.text(0, 0, str(number), fontsize=6, va="top", transform=axis.transData, bbox=_NUMBER)
         axis.set_axis_off()
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 def save_gif(path: Path, frames: Float[Tensor, "T _ H W"], *, side: int = 256, milliseconds: int = 80) -> None:
@@ -184,6 +186,11 @@ def save_gif(path: Path, frames: Float[Tensor, "T _ H W"], *, side: int = 256, m
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _literal(text: str) -> str:
+    """Return text that matplotlib draws as it is: $ begins a formula, and legends omit labels that begin with _."""
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={"Title": title})

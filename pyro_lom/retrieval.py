@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import PCA
 
 from pyro_lom.errors import UserError
-from pyro_lom.files import replacing
+from pyro_lom.files import open_own, replacing
 
 
 class Index(NamedTuple):
@@ -51,14 +51,28 @@ class Index(NamedTuple):
         """Return the index and the `about` that `save` received.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or not an ordinary one.
         """
         try:
+            open_own(path).close()
             with safe_open(path, "numpy") as file:
-                about = file.metadata()
-            return cls(**load_file(path)), about
-        except (OSError, SafetensorError, TypeError) as error:
+                about = file.metadata() or {}
+            index = cls(**load_file(path))
+            index._check()
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it to build it again") from error
+        return index, about
+
+    def _check(self) -> None:
+        """Raise ValueError for parts that do not fit together."""
+        (num_scenes, scene_dim), (num_components, _) = self.scenes.shape, self.components.shape
+        expected = [(num_scenes, scene_dim), (num_scenes, *self.slots.shape[1:]), (num_scenes, num_components)]
+        expected += [(scene_dim,), (num_components, scene_dim), (num_components,)]
+        for name, part, shape in zip(self._fields, self, expected, strict=True):
+            if part.dtype.kind != "f" or part.shape != shape or not np.isfinite(part).all():
+                raise ValueError(f"{name} is {part.dtype} {part.shape}, or not finite; expected {shape}")
+        if self.slots.ndim != 3:
+            raise ValueError(f"slots have shape {self.slots.shape}")
 
     def nearest(self, scene: Float[np.ndarray, "Ds"], num: int = 5) -> Int[np.ndarray, "num"]:
         """Return the rows of the nearest scenes, nearest first, by Euclidean distance along the components."""

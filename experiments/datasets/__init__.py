@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pyro_lom.data.writer import SceneWriter
+from pyro_lom.errors import printable
 
 
 @contextmanager
@@ -18,9 +19,10 @@ def writing(out: Path, made_by: dict[str, Any]) -> Iterator[SceneWriter]:
         try:
             yield writer
         except KeyboardInterrupt:
-            print(f"{out}: {writer.num_scenes} scenes are kept; the same command goes on", file=sys.stderr)
+            line = f"{out}: {writer.num_scenes} scenes are kept; the same command goes on"
+            print(printable(line), file=sys.stderr)
             raise
-    print(f"{out}: {writer.num_scenes} scenes; python experiments/data.py info {out} describes them")
+    print(printable(f"{out}: {writer.num_scenes} scenes; python experiments/data.py info {out} describes them"))
 
 
 def bar(total: int, unit: str, initial: int = 0) -> tqdm:

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import h5py
 import numpy as np
 import torch
 import tyro
 
+from experiments import cli
 from pyro_lom.data.hdf5 import Scenes, read_scenes
 from pyro_lom.data.inspection import Inspection, inspect_scenes
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import size_text
+from pyro_lom.data.self_contained import open_hdf5
+from pyro_lom.errors import printable
 from pyro_lom.figures import colour_labels, save_grid
 
 _COLUMNS, _ROWS = 12, 4
+_SIDE = 256  # pixels of the largest images on the sheet
+_TITLE = "Contact sheet of"
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,20 @@ class Info:
 
     def run(self) -> None:
         scenes = read_scenes(self.file)
-        inspection = inspect_scenes(scenes, progress=sys.stderr.isatty())
         sheet = self.sheet or self.file.with_name(f"{self.file.stem}-sheet.png")
+        cli.check_output(sheet, "--sheet", suffix=".png", mark=_TITLE)
+        inspection = inspect_scenes(scenes, progress=sys.stderr.isatty())
         draw_sheet(sheet, scenes)
         for title, text in [*self._lines(scenes, inspection), ("contact sheet", str(sheet))]:
-            print(f"{title:<15}{text}")
+            print(printable(f"{title:<15}{text}"))
 
     def _lines(self, scenes: Scenes, inspection: Inspection) -> Iterator[tuple[str, str]]:
         number, height, width, channels = scenes.images.shape
         colours, megabytes = {1: "grey", 3: "RGB"}[channels], math.prod(scenes.images.shape) / 1e6
         yield "name", f"{scenes.name}, version {scenes.version}"
         if self.file.is_file():
-            with h5py.File(self.file, "r") as file:
-                if source := file.attrs.get("source"):
+            with open_hdf5(self.file) as file:
+                if isinstance(source := file.attrs.get("source"), str) and source:
                     yield "source", f"{source}, seed {file.attrs.get('seed', 'unknown')}"
         yield "images", f"{number}, {size_text((height, width))}, {colours}, {megabytes:.1f} MB"
         mean = ", ".join(f"{value:.3f}" for value in inspection.mean)
@@ -62,19 +67,21 @@ class Info:
         yield "objects", _shares({k: shares[k] for k in used if k >= background}) or "none"
         yield "in a scene", f"{_shares({k: share for k, share in enumerate(in_scene) if share})} of scenes"
         for name, values in scenes.factors.items():
-            values = np.asarray(values)
             yield f"  {name}", f"{values.shape[1]} columns, {values.min():.4g} to {values.max():.4g}"
 
 
 def draw_sheet(path: Path, scenes: Scenes) -> None:
     """Write a contact sheet of evenly spaced scenes, with their labels below them."""
     chosen = np.unique(np.linspace(0, len(scenes.images) - 1, _COLUMNS * _ROWS).round().astype(int))
+    every = -(-max(scenes.image_shape) // _SIDE)  # large images are shown by some of their pixels
     rows = []
     for some in np.array_split(chosen, range(_COLUMNS, len(chosen), _COLUMNS)):
-        rows.append((f"from {some[0]}", float_images(scenes.images[some])))
+        images = np.stack([scenes.images[scene][::every, ::every] for scene in some])
+        rows.append((f"from {some[0]}", float_images(images)))
         if scenes.labels is not None:
-            rows.append(("labels", colour_labels(torch.from_numpy(np.asarray(scenes.labels[some])).long())))
-    save_grid(path, rows, f"{scenes.name}: {len(scenes.images)} scenes")
+            labels = np.stack([scenes.labels[scene][::every, ::every] for scene in some])
+            rows.append(("labels", colour_labels(torch.from_numpy(labels).long())))
+    save_grid(path, rows, printable(f"{_TITLE} {scenes.name}: {len(scenes.images)} scenes"))
 
 
 def _shares(shares: dict[int, float]) -> str:

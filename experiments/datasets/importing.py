@@ -1,14 +1,16 @@
 """`data.py import`: conversion of published data sets, or of your own images, to the project's layout."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import h5py
+import msgspec
 import tyro
 
-from experiments.config import Bound, Count, check_bounds
+from experiments.config import Count, check_bounds, within
 from experiments.datasets import bar, writing
 from pyro_lom.data.importers.block import Damage, Reader
 from pyro_lom.data.importers.image_folder import ImageFolder
@@ -16,7 +18,7 @@ from pyro_lom.data.importers.multi_object import MAX_CLEVR6_OBJECTS, Clevr6, Obj
 from pyro_lom.data.importers.object_centric import ObjectCentric
 from pyro_lom.data.importers.shapestacks import ShapeStacks
 from pyro_lom.data.writer import SceneWriter
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 
 VERSION = 1
 _ROOMS = ("objects-room", "objects-room-six-objects", "objects-room-identical-colour", "objects-room-empty-room")
@@ -42,14 +44,14 @@ class Import:
     """Published file, or folder of the published files or of your own images."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """HDF5 file to write. The presets read data/objects-room.h5, data/shapestacks.h5 and data/clevr6.h5."""
-    size: Annotated[int, Bound("from 8 to 1024 pixels", lambda size: 8 <= size <= 1024)] | None = None
+    size: Annotated[int, within(8, 1024, "pixels")] | None = None
     """Height and width in pixels; by default 96 for clevr6, 64 for published data, and for images their own size.
     Resizing is bilinear for images and nearest-neighbour for labels."""
     num: Count | None = None
     """Largest number of scenes to read."""
     masks: Path | None = None
     """For images: folder of PNG files with the same names as the images; their grey values are the labels."""
-    num_background: Annotated[int, Bound("from 0 to 255", lambda number: 0 <= number <= 255)] | None = None
+    num_background: Annotated[int, within(0, 255)] | None = None
     """For images with --masks: number of background labels, which are the lowest labels."""
     skip_damaged: bool = False
     """Skip damaged records and print their positions, instead of stopping at the first."""
@@ -60,11 +62,11 @@ class Import:
         self._check()
         reader = self._reader()
         state = [reader.total, self.source.stat().st_mtime_ns]
-        made_by = {"name": self.name, "source": str(self.source.resolve()), "state of the source": state}
-        made_by |= {"--size": self.size, "--num": self.num, "--masks": self.masks and str(self.masks.resolve())}
+        made_by = {"name": self.name, "source": _name_of(self.source), "state of the source": state}
+        made_by |= {"--size": self.size, "--num": self.num, "--masks": self.masks and _name_of(self.masks)}
         made_by |= {"--num-background": self.num_background, "--skip-damaged": self.skip_damaged}
         with writing(self.out, made_by) as writer:
-            place, damaged = writer.place or (None, [])
+            place, damaged = self._begun(reader, writer)
             damage = Damage(str(self.source), self.skip_damaged, damaged)
             place = self._copy(reader, writer, place, damage)
             if not writer.num_scenes:
@@ -74,15 +76,24 @@ class Import:
                 version=VERSION,
                 num_background=reader.num_background,
                 splits=reader.splits(writer.num_scenes),
-                source=f"{self.source.name}, {len(damaged)} damaged records left out",
+                source=f"{printable(self.source.name)}, {len(damaged)} damaged records left out",
                 seed=0,
                 compact=self.compact,
             )
             for note in reader.notes(place):
-                print(f"note: {note}", file=sys.stderr)
+                print(printable(f"note: {note}"), file=sys.stderr)
             if damaged:
                 shown = ", ".join(damaged[:_SHOWN]) + (", ..." if len(damaged) > _SHOWN else "")
-                print(f"note: {len(damaged)} damaged records were left out: {shown}", file=sys.stderr)
+                print(printable(f"note: {len(damaged)} damaged records were left out: {shown}"), file=sys.stderr)
+
+    def _begun(self, reader: Reader, writer: SceneWriter) -> tuple[Any, list[str]]:
+        """Return the place and the damaged records up to it, from the journal of an unfinished import."""
+        try:
+            return msgspec.convert(writer.place or (None, []), tuple[reader.place_type | None, list[str]])
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"the unfinished file in {writer.folder} is damaged ({error}) and removed: repeat the command"
+            ) from error
 
     def _copy(self, reader: Reader, writer: SceneWriter, place: Any, damage: Damage) -> Any:
         with bar(reader.total, reader.unit) as progress:
@@ -105,9 +116,9 @@ class Import:
         return self.num is not None and writer.num_scenes >= self.num
 
     def _check(self) -> None:
-        if not self.source.exists():
+        if not os.path.exists(self.source):  # unlike Path.exists, it accepts names that are too long
             raise UserError(f"no such file or folder: {self.source}")
-        if not (self.source.is_file() or self.source.is_dir()):
+        if not (self.source.is_file() or self.source.is_dir()):  # opening a pipe would block
             raise UserError(f"{self.source} is neither a file nor a folder: name what was published")
         check_bounds(self)
         if self.name != "images" and (self.masks or self.num_background is not None):
@@ -133,3 +144,7 @@ class Import:
         if self.name == "clevr6":
             return Clevr6(self.source, size)
         return ObjectsRoom(self.source, size, _ENTITIES[self.name])
+
+
+def _name_of(path: Path) -> str:
+    return printable(str(path.resolve()))

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.config import Bound, Count, check_bounds
+from experiments.config import Processes, Seed, check_bounds, within
 from experiments.datasets import bar, writing
 from pyro_lom.data.importers.block import genesis_splits
+from pyro_lom.data.layout import MAX_SCENES
 from pyro_lom.data.renderers.clevr6 import Clevr6
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
 from pyro_lom.data.renderers.pool import RenderPool
@@ -46,21 +47,19 @@ class Render:
     """Data set: objects-room, shapestacks, clevr6, or a test set such as objects-room-six-objects."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """HDF5 file to write. The presets read data/objects-room.h5, data/shapestacks.h5 and data/clevr6.h5."""
-    num: Count = 50_000
+    num: Annotated[int, within(1, MAX_SCENES)] = 50_000
     """Number of scenes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the scenes."""
-    workers: Annotated[int, Bound("from 1 to 256", lambda number: 1 <= number <= 256)] = 1
+    workers: Processes = 1
     """Number of rendering processes; one per core is fastest."""
-    size: Annotated[int, Bound("from 32 to 512 pixels", lambda size: 32 <= size <= 512)] | None = None
+    size: Annotated[int, within(32, 512, "pixels")] | None = None
     """Height and width in pixels; by default 96 for clevr6 and 64 for all others."""
     compact: bool = False
     """Compress each image separately: half the file size, a tenth of the reading speed."""
 
     def run(self) -> None:
         check_bounds(self)
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}: it must not be negative")
         renderer = RENDERERS[self.name]
         renderer = replace(renderer, size=self.size or renderer.size)
         made_by = {"name": self.name, "version": renderer.version, "engine": renderer.engine}

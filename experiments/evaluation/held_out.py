@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -40,6 +40,21 @@ _MEMORY = "evaluation.json"
 
 Values = dict[str, float | str | None]
 """Numbers by key. A string is the reason why a number is missing; None is a number that is not finite."""
+
+
+class Stored(TypedDict):
+    """Values in `evaluation.json`, and the options under which they were computed."""
+
+    protocol: dict[str, Any]
+    values: Values
+
+
+def stored(run: Run) -> dict[str, Stored]:
+    """Read the `evaluation.json` of a run; raises UserError if it is damaged."""
+    try:
+        return run.read_json(_MEMORY, dict[str, Stored]) if (run.folder / _MEMORY).exists() else {}
+    except UserError as error:
+        raise UserError(f"{error}; remove the file to compute its numbers again") from error
 
 
 class Reading(NamedTuple):
@@ -137,12 +152,9 @@ class HeldOut:
             self.run.write_json(_MEMORY, self.memory() | {name: known})  # read again: another process may have written
         return known["values"]
 
-    def memory(self) -> dict:
+    def memory(self) -> dict[str, Stored]:
         """Read the run's `evaluation.json`; raises UserError if it is damaged."""
-        try:
-            return self.run.read_json(_MEMORY) if (self.run.folder / _MEMORY).exists() else {}
-        except UserError as error:
-            raise UserError(f"{error}; remove the file to compute its numbers again") from error
+        return stored(self.run)
 
     def batches(self, images: UInt8[Array, "N H W C"], what: str) -> Iterator[Float[Tensor, "B C H W"]]:
         """Yield batches of images as floats in [0, 1] on the system's device; `what` labels the progress bar."""

@@ -18,7 +18,7 @@ from experiments.cli import progress
 from experiments.evaluation.held_out import BATCH, SEED, HeldOut, Values, segment
 from experiments.evaluation.reading import signs_of_binding, source_pair
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.metrics.ari import mean_ari
 from pyro_lom.metrics.dci import dci, in_order_of_attributes, match_objects
 from pyro_lom.metrics.features import EfficientNetLite0, Inception, PixelPCA
@@ -192,7 +192,7 @@ def frechet_efficientnet(held_out: HeldOut, *, temperature: float) -> Values:
 def frechet_inception(held_out: HeldOut, *, temperature: float, inception_weights: Path | None) -> Values:
     """Compute the FID. The paper's protocol has 10,000 real and 10,000 generated images."""
     extractor = Inception(held_out.device, inception_weights)
-    print(f"FID: weights {inception_weights}, SHA-256 {extractor.sha256}", file=sys.stderr)
+    print(printable(f"FID: weights {inception_weights}, SHA-256 {extractor.sha256}"), file=sys.stderr)
     return {"fid_samples": frechet_distances(held_out, extractor, [temperature])[0]}
 
 

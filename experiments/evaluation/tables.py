@@ -13,6 +13,7 @@ from experiments.config import Config, overrides, to_dict
 from experiments.evaluation.held_out import Values
 from experiments.evaluation.words import QUANTITIES, split, title
 from experiments.systems import PRESETS
+from pyro_lom.errors import printable
 
 
 class Row(NamedTuple):
@@ -50,7 +51,7 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key, value in row.values.items() if value is not None))
     parts = []
     for head, pattern in TABLES.items():
-        columns = [key for key in keys if re.fullmatch(pattern, key)]
+        columns = [key for key in keys if re.fullmatch(pattern, key) and split(key)[0] in QUANTITIES]
         if columns:
             units = {QUANTITIES[split(key)[0]].unit for key in columns}
             head += f", {units.pop()}" if len(units) == 1 and units != {""} else ""
@@ -68,7 +69,7 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
     made_by = []
     for label, group in groups.items():
         made_by += [f"# {label}", *(_training(row) for row in group), command([row.folder for row in group])]
-    return "\n\n".join([*parts, "**Made by**", "\n".join(["```", *made_by, "```"])])
+    return "\n\n".join([*parts, "**Made by**", "\n".join(["```", *map(printable, made_by), "```"])])
 
 
 def by_configuration(rows: list[Row]) -> dict[str, list[Row]]:
@@ -93,7 +94,8 @@ def spread(numbers: list[float], digits: int) -> str:
 
 
 def grid(lines: list[list[str]]) -> str:
-    """Format a Markdown table with padded cells, which is also readable as plain text."""
+    """Format a Markdown table with padded and escaped cells, which is also readable as plain text."""
+    lines = [[re.sub(r"[\\`*\[\]<>|&$]", r"\\\g<0>", printable(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

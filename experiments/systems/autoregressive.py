@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from experiments.config import Config, Count, Train
+from experiments.config import Config, Size, Train
 from experiments.systems.emorl import EmorlInference
 from experiments.systems.genesis_v2 import GenesisV2Inference
 from experiments.systems.lom import MODELS_0, Lom
@@ -25,7 +25,7 @@ class Autoregressive(PairedOptions):
     kind: ClassVar[str] = "autoregressive"
 
     orderless: GenesisV2Inference | EmorlInference = field(default_factory=EmorlInference)
-    recurrence_width: Count = 256
+    recurrence_width: Size = 256
     """Units of the LSTM of the slot prior."""
 
     def build(self, image_shape: ImageShape, train: Train) -> System:

@@ -1,11 +1,11 @@
 """EfficientMORL: its options and presets."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
-from experiments.config import Config, Count, NotNegative, Train, Width
+from experiments.config import Config, NotNegative, Train, Width, within
 from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
 from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
 from guides.emorl import EfficientMorlGuide
@@ -27,7 +27,7 @@ class EmorlInference:
     """The published networks, or small networks for small images and short trainings (departure)."""
     encoder_width: Width = 64
     """Channels of the encoder."""
-    num_refinements: Count = 2
+    num_refinements: Annotated[int, within(1, 64)] = 2
     """Steps of iterative refinement (A.4.1)."""
     free_nats_per_dim: NotNegative = 0.75
     """lambda / Dz: floor of each KL of the hierarchy, in nats per dimension of a slot (A.4.2)."""

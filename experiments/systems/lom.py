@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from experiments.config import Config, Count, Data, Natural, Train
+from experiments.config import Config, Count, Data, Depth, Train
 from experiments.systems.emorl import EMORL_CLEVR6, EMORL_OBJECTS_ROOM, EMORL_SHAPESTACKS, EMORL_TOWERS, EmorlInference
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
@@ -43,7 +43,7 @@ class Lom(SceneOptions, PairedOptions):
     orderless: GenesisV2Inference | EmorlInference = field(default_factory=GenesisV2Inference)
     slot_prior: Literal["ordered", "bag-of-words"] = "ordered"
     """p(z_k | h_k), with h_k from a causal Transformer f (ordered) or with h_k = s for all k (Sec. 3.1)."""
-    num_order_blocks: Natural = 2
+    num_order_blocks: Depth = 2
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
     order_aware_scales: bool = True
     """Compute the scales of ordered slots with f' (Sec. 3.2), instead of keeping the orderless scales (Model 5)."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from experiments.config import Count, Data, Natural, NotNegative, NumSlots, Positive, Real, Share, Train
+from experiments.config import Count, Data, Natural, NotNegative, NumSlots, Positive, Real, Share, Size, Train
 from pyro_lom.errors import UserError
 from pyro_lom.geco import AdditiveGeco, FreeNats, MultiplicativeGeco, Target
 from pyro_lom.geco import Geco as GecoRule
@@ -144,7 +144,7 @@ class SlotOptions(SystemOptions):
 
     num_slots: NumSlots = 7
     """K: largest number of objects and parts of the background in a scene (A.4.1)."""
-    slot_dim: Count = 64
+    slot_dim: Size = 64
     """Dz (A.4.1)."""
     likelihood: Literal["gaussian", "mixture"] = "gaussian"
     """p(x | z): a normal whose mean is the sum of the slots (Eq. 3), or a mixture over slots at each pixel."""
@@ -152,7 +152,7 @@ class SlotOptions(SystemOptions):
     """sigma, the standard deviation of the likelihood, for images in [0, 1] (A.4.1)."""
     decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
     """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
-    decoder_width: Count = 64
+    decoder_width: Size = 64
     """Channels or units of the decoder's layers."""
     geco: Geco = Geco()
 

@@ -1,11 +1,11 @@
 """The options of a scene latent: its prior, its encoder, and the floor of its KL."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
-from experiments.config import Count, Natural, NotNegative
+from experiments.config import Depth, Natural, NotNegative, Size, within
 from pyro_lom.distributions import GaussianHead
 from pyro_lom.errors import UserError
 from pyro_lom.geco import FreeNats
@@ -19,9 +19,9 @@ _POOLINGS = {"sum": sum_pooling, "token": token_pooling}
 class ScenePrior:
     kind: Literal["normal", "mixture", "flow"] = "normal"
     """p(s): standard normal (Sec. 3.1), mixture of normals (Sec. 5), or flow of affine couplings."""
-    num_components: Count = 8
+    num_components: Size = 8
     """Number of normals in a mixture."""
-    num_couplings: Count = 4
+    num_couplings: Annotated[int, within(1, 64)] = 4
     """Number of affine couplings in a flow."""
 
     def check(self) -> None:
@@ -61,16 +61,16 @@ class SceneFreeNats:
 class SceneOptions:
     """The scene latent s: its prior, its encoder g, and the floor of its KL."""
 
-    scene_dim: Count = 128
+    scene_dim: Size = 128
     """Ds (A.4.1)."""
     scene_prior: ScenePrior = ScenePrior()
     scene_pooling: Literal["sum", "token"] = "sum"
     """Input of g's last layer: the sum of its K+1 outputs (Fig. 5a), or the output of its own token (Fig. 5b)."""
-    num_encoder_blocks: Natural = 3
+    num_encoder_blocks: Depth = 3
     """Self-attention blocks of the scene encoder g (A.1)."""
-    transformer_width: Count = 64
+    transformer_width: Size = 64
     """Width of the tokens in the Transformers; Dz in the paper (A.1)."""
-    transformer_mlp_ratio: Count = 1
+    transformer_mlp_ratio: Annotated[int, within(1, 16)] = 1
     """Width of the Transformers' perceptrons, as a multiple of the tokens' width; 1 in the paper (A.1)."""
     free_nats: SceneFreeNats = SceneFreeNats()
 

@@ -1,22 +1,66 @@
 """The processes of a run: one per device, or as torchrun started them."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
+from lightning_fabric import Fabric
 from torch import distributed
 
 from experiments.config import Config
 from pyro_lom.errors import UserError
+from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.phase import Phase
+from pyro_lom.training.trainer import Interrupted
+
+_ERROR = "error of another process"
 
 
 def processes(devices: int) -> tuple[int, int]:
-    """Return the numbers of processes per machine and of machines: torchrun's, or `devices` and 1."""
+    """Return the numbers of processes per machine and of machines: torchrun's, or `devices` and 1.
+
+    Raises:
+        UserError: `devices` is more than this machine can run.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        check_number("--devices", devices)
         return devices, 1
     each, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return each, total // each
+
+
+def check_number(option: str, processes: int) -> None:
+    """Raise UserError if an option asks for more processes than the machine has CPU cores; two are always possible."""
+    if processes > (most := max(2, os.cpu_count() or 1)):
+        raise UserError(f"{option} is {processes}: this machine runs at most {most} processes, one on each CPU core")
+
+
+@contextmanager
+def one_report(fabric: Fabric) -> Iterator[None]:
+    """Let only the first process of a run report its end. Errors of other processes reach it through the store."""
+    try:
+        yield
+    except (UserError, NonFiniteLoss, Interrupted, MemoryError, RuntimeError) as error:
+        if fabric.world_size == 1:
+            raise
+        is_lost_connection = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        store = distributed.distributed_c10d._get_default_store()
+        if fabric.is_global_zero:
+            if not is_lost_connection:
+                raise
+            unknown = "another process of this run ended without a message, perhaps for lack of memory: resume the run"
+            raise UserError(store.get(_ERROR).decode() if store.check([_ERROR]) else unknown) from error
+        if not is_lost_connection:
+            with suppress(RuntimeError):  # the first process, which keeps the store, has ended
+                store.set(_ERROR, " ".join(str(error).split()) or type(error).__name__)
+        sys.exit()  # with any other code, the process that started this one is killed without a message
+    except KeyboardInterrupt:  # a terminal sends it to all processes
+        if fabric.is_global_zero:
+            raise
+        sys.exit()
 
 
 def check_cuda_graph(*, on_gpu: bool, num_processes: int = 1) -> None:

@@ -1,7 +1,6 @@
 """Parallel trainings: each is a process of `fit.py`, which resumes its run if it was stopped."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,9 +13,10 @@ import torch
 
 from experiments.config import Config, from_dict, overrides
 from experiments.systems import SYSTEMS, preset
-from pyro_lom.errors import UserError
+from experiments.training.devices import check_number
+from pyro_lom.errors import UserError, printable
 from pyro_lom.training.progress import step_bar
-from pyro_lom.training.runs import Run
+from pyro_lom.training.runs import Run, numbered
 
 _LOOK_EVERY = 2.0  # seconds
 
@@ -39,11 +39,12 @@ class Job:
 
     def run(self) -> Run | None:
         """Return the last run of this configuration, finished or not."""
-        for folder in sorted(self.study.glob(f"?????-{self.name}"), reverse=True):
-            run = Run(folder)
-            with suppress(UserError):  # no run, a damaged one, or one of another version
-                if from_dict(run.read_json("config.json"), SYSTEMS) == self.config:
-                    return run
+        for number, name in numbered(self.study):
+            if name == f"{number:05d}-{self.name}":
+                with suppress(UserError):  # no run, a damaged one, or one of another version
+                    run = Run.open(self.study / name)
+                    if from_dict(run.read_json("config.json"), SYSTEMS) == self.config:
+                        return run
         return None
 
     def finished(self) -> Run | None:
@@ -67,9 +68,13 @@ class Job:
 def train(jobs: Sequence[Job], *, processes: int) -> dict[Job, str]:
     """Train the unfinished jobs, `processes` at a time, and return the jobs that failed with the reasons.
 
-    Each process has one thread or, on a machine with GPUs, one GPU. Ctrl-C or SIGTERM stops the trainings as well, and
-    this function waits until they are saved.
+    Each process has one thread or, on a machine with GPUs, one GPU. Signals that stop this process (`cli.run`) stop the
+    trainings as well, and this function waits until they are saved.
+
+    Raises:
+        UserError: `processes` is more than this machine can run, or a log cannot be written.
     """
+    check_number("--processes", processes)
     waiting = [job for job in jobs if not job.finished()]
     free, running, failed = _places(processes), {}, {}
     total = sum(job.config.train.steps for job in jobs)
@@ -90,7 +95,7 @@ def train(jobs: Sequence[Job], *, processes: int) -> dict[Job, str]:
                     free.append(place)
                     if not job.finished():
                         failed[job] = _complaint(job, process.returncode)
-                        bar.write(f"{job.name} failed: {failed[job]}", file=sys.stderr)
+                        bar.write(printable(f"{job.name} failed: {failed[job]}"), file=sys.stderr)
             ended = len(jobs) - len(waiting) - len(running)
             bar.set_description_str(f"{ended}/{len(jobs)} runs", refresh=False)
             bar.set_postfix_str(f"; at work: {', '.join(job.name for job, _ in running.values())}", refresh=False)
@@ -132,8 +137,7 @@ def _complaint(job: Job, code: int) -> str:
 
 @contextmanager
 def _stopping(running: dict[subprocess.Popen, tuple]) -> Iterator[None]:
-    """Stop the processes that still run and wait for them when the block is left, also by Ctrl-C or SIGTERM."""
-    handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """Stop the processes that still run and wait for them when the block is left, also by a signal."""
     try:
         yield
     finally:
@@ -141,4 +145,3 @@ def _stopping(running: dict[subprocess.Popen, tuple]) -> Iterator[None]:
             process.terminate()
         for process in running:
             process.wait()
-        signal.signal(signal.SIGTERM, handler)

@@ -29,10 +29,8 @@ def inspect_scenes(scenes: Scenes, progress: bool = False) -> Inspection:
     """Check all scenes and compute their statistics, in bounded memory.
 
     Raises:
-        UserError: a factor is not finite, or a pixel has the label of an object whose factor `present` is 0. The
-            message names the scene.
+        UserError: a pixel has the label of an object whose factor `present` is 0. The message names the scene.
     """
-    _check_factors(scenes)
     lowest, highest, total, num_flat = 255, 0, 0.0, 0
     label_scenes, num_objects = np.zeros(256, int), np.zeros(257, int)
     size = max(1, _BLOCK_BYTES // int(np.prod(scenes.images.shape[1:])))
@@ -44,8 +42,8 @@ def inspect_scenes(scenes: Scenes, progress: bool = False) -> Inspection:
         num_flat += int((images == images[:, :1, :1]).all((1, 2, 3)).sum())
         if scenes.labels is None:
             continue
-        occurs = np.zeros((len(images), 256), bool)  # whether each label occurs in each scene
-        occurs[np.arange(len(images))[:, None, None], np.asarray(scenes.labels[rows])] = True
+        labels = np.asarray(scenes.labels[rows])
+        occurs = np.stack([np.bincount(scene.ravel(), minlength=256) > 0 for scene in labels])  # label k in each scene
         label_scenes += occurs.sum(0)
         num_objects += np.bincount(occurs[:, scenes.num_background :].sum(1), minlength=257)
         _check_present(scenes, occurs, rows)
@@ -53,19 +51,10 @@ def inspect_scenes(scenes: Scenes, progress: bool = False) -> Inspection:
     return Inspection(int(lowest), int(highest), total / count / 255, num_flat, label_scenes, num_objects)
 
 
-def _check_factors(scenes: Scenes) -> None:
-    for name, values in scenes.factors.items():
-        values = np.asarray(values)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            scene, column = np.argwhere(~np.isfinite(values))[0]
-            found = values[scene, column]
-            raise UserError(f"{scenes.name}: factors/{name} of scene {scene} is {found} in column {column}")
-
-
 def _check_present(scenes: Scenes, occurs: np.ndarray, rows: slice) -> None:
     if "present" not in scenes.factors:
         return
-    present = np.asarray(scenes.factors["present"][rows]) > 0
+    present = scenes.factors["present"][rows, : 256 - scenes.num_background] > 0
     unknown = occurs.copy()
     unknown[:, : scenes.num_background] = False
     unknown[:, scenes.num_background : scenes.num_background + present.shape[1]] &= ~present

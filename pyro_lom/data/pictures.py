@@ -2,26 +2,32 @@
 
 import os
 import warnings
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_lom.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 8192  # pixels per side; a square RGB image of this size takes 200 MB of memory
+_MAX_BYTES = 256 << 20
+_BIT_DEPTH = 24  # position in a PNG file
 
 
 def image_paths(folder: Path) -> list[Path]:
     """Return the paths of the PNG and JPEG files in a folder, sorted by name. Subfolders are not searched.
 
+    Names that begin with a dot are left out, since other systems store files such as `._a.png` next to `a.png`.
+
     Raises:
         UserError: the folder contains no images, or cannot be read.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}; name a folder of images") from error
     if not paths:
@@ -29,49 +35,79 @@ def image_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read an image file into memory, in the mode and size of the file.
+def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.Image:
+    """Read a PNG or JPEG file into memory, turned upright as its EXIF data say, in the mode of the file.
+
+    Pillow is limited to these formats, since others start programs. A JPEG file that contains several pictures, as
+    cameras write it, counts as its first.
 
     Raises:
-        UserError: the file is missing, is damaged, is not an image, or has more than 8192 pixels on a side.
+        UserError: the file is missing, damaged or no such image, is animated, or has more than 8192 pixels on a side or
+            more than 8 bits per channel.
     """
+    if not os.path.isfile(path):  # opening a pipe would block
+        raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
     try:
-        if not path.is_file():  # opening a pipe would block
-            raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
+        content = _content(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
-            with Image.open(path) as image:
-                if max(image.size) > LARGEST:
-                    raise UserError(f"{path} is {size_text(image.size[::-1])}: make it smaller than {LARGEST} pixels")
-                image.load()
-                return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            warnings.simplefilter("ignore")  # of large sizes and odd metadata; what matters is checked below
+            Image.open(BytesIO(content), formats=formats).verify()  # checksums, and the end, which `load` ignores
+            image = Image.open(BytesIO(content), formats=formats)
+            if max(image.size) > LARGEST:
+                raise UserError(f"{path} is {size_text(image.size[::-1])}: make it smaller than {LARGEST} pixels")
+            if image.format == "PNG" and image.is_animated:
+                raise UserError(f"{path} is an animation of {image.n_frames} frames; save one of them")
+            if image.format == "PNG" and content[_BIT_DEPTH] > 8:  # Pillow would drop the lower bits
+                raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        expected = " or ".join(formats)
+        raise UserError(
+            f"cannot read image {path} (it is no {expected} file, or damaged); mend or remove it"
+        ) from error
+    except Exception as error:  # Pillow raises almost any on damage
         raise UserError(f"cannot read image {path} ({reason_of(error)}); mend or remove it") from error
+    return image
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Read an image file as RGB and bring it to `size`, (height, width), by `fit` with bilinear interpolation.
 
     Raises:
-        UserError: `read_picture` fails, or the image has more than 8 bits per channel.
+        UserError: `read_picture` fails, the image has transparent pixels, or is neither grey nor RGB.
     """
     image = read_picture(path)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip large values to white
-        raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:  # colours of transparent pixels are arbitrary
+            raise UserError(f"{path} has transparent pixels; put it on a background and save it without transparency")
+    elif image.mode not in ("1", "L", "P", "RGB"):
+        raise UserError(f"{path} is of mode {image.mode}; save it as grey or RGB")
     return np.asarray(fit(image.convert("RGB"), size, Image.Resampling.BILINEAR))
 
 
 def read_labels(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W"]:
-    """Read a file of labels, stored as grey values or palette indices, and bring it to `size` by nearest neighbours.
+    """Read a PNG file of labels, which are grey values or palette indices; bring it to `size` by nearest neighbours.
 
     Raises:
-        UserError: `read_picture` fails, or the image is in colour or has more than 8 bits.
+        UserError: `read_picture` fails, or the image is in colour or in 2-bit or 4-bit grey.
     """
-    image = read_picture(path)
+    image = read_picture(path, formats=("PNG",))  # JPEG would mix the labels of neighbours
     if image.mode not in ("1", "L", "P"):
         raise UserError(f"{path} is of mode {image.mode}; labels are numbers 0..255: save it as 8-bit grey (mode L)")
+    if image.mode == "L" and (bits := _content(path)[_BIT_DEPTH]) != 8:  # Pillow scales them to 0..255
+        raise UserError(f"{path} has grey values of {bits} bits; labels are numbers 0..255: save it as 8-bit grey")
     values = Image.fromarray(np.asarray(image).astype(np.uint8))
     return np.asarray(fit(values, size, Image.Resampling.NEAREST))
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{path} has more than {_MAX_BYTES >> 20} MiB: save it in a smaller file")
+    return path.read_bytes()
 
 
 def fit(image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resampling) -> Image.Image:

@@ -1,5 +1,6 @@
 """Arrays in HDF5 files that are read from disk on indexing. Each worker process opens the file itself."""
 
+import math
 import mmap
 import os
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from pyro_lom.data.pictures import reason_of
+from pyro_lom.data.self_contained import check_storage, open_hdf5
 from pyro_lom.errors import UserError
 
-_IN_MEMORY = 1 << 30  # bytes; a chunked array up to this size is read into memory at once, for speed
-_MAX_CHUNK = 256 << 20  # bytes; HDF5 unpacks a whole chunk to read one scene
+IN_MEMORY = 1 << 30  # bytes; chunked arrays up to this size together are read into memory at once, for speed
 
 
 class MemoryMap(np.memmap):
@@ -78,27 +79,30 @@ class ChunkedArray:
     @property
     def _dataset(self) -> h5py.Dataset:
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), h5py.File(self.path, "r")[self.name]
+            self._opened = os.getpid(), open_hdf5(self.path)[self.name]
         return self._opened[1]
 
 
 Array = np.ndarray | ChunkedArray
 
 
-def stored_array(dataset: h5py.Dataset, path: Path) -> Array:
+def stored_array(dataset: h5py.Dataset, path: Path, beside: Array | None = None) -> Array:
     """Return the dataset as an array: a memory map if contiguous, else in memory up to 1 GiB, else a `ChunkedArray`.
 
+    Args:
+        beside: another array of the file. If it is in memory, its size counts too.
+
     Raises:
-        UserError: the array was never written, or has chunks larger than 256 MiB.
+        UserError: `check_storage` fails.
     """
-    offset, chunks = dataset.id.get_offset(), dataset.chunks
-    if chunks is None and offset is None and dataset.size and not dataset.id.get_storage_size():
-        raise UserError(f"{dataset.name[1:]} in {path} was never written: make or fetch the file again")
-    if chunks is None and offset is not None and dataset.external is None:
+    check_storage(dataset, path)
+    offset = dataset.id.get_offset()
+    if offset is not None and dataset.id.get_type().equal(
+        h5py.h5t.py_create(dataset.dtype)
+    ):  # bytes need no conversion
         return _open_map(path, dataset.dtype, offset, dataset.shape)
-    if chunks is not None and np.prod(chunks, dtype=float) * dataset.dtype.itemsize > _MAX_CHUNK:
-        raise UserError(f"{dataset.name[1:]} in {path} has chunks of {chunks}: store it with smaller ones, or none")
-    if dataset.nbytes <= _IN_MEMORY:
+    taken = beside.nbytes if type(beside) is np.ndarray else 0
+    if math.prod(dataset.shape) * dataset.dtype.itemsize + taken <= IN_MEMORY:
         return dataset[()]
     return ChunkedArray(path, dataset.name, dataset.dtype, dataset.shape)
 

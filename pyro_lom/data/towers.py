@@ -1,5 +1,6 @@
 """The built-in data set "towers": small scenes whose objects are related, generated in seconds from one seed."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
+from pyro_lom.data.pictures import size_text
 from pyro_lom.errors import UserError
 
 VERSION = 2
@@ -91,18 +93,21 @@ def make_towers(num_scenes: int, *, seed: int = 0, max_blocks: int = 3, size: in
 
 
 def ensure_towers(path: str | Path, size: int = SIZE) -> Scenes:
-    """Read the scenes in `path`. The file is generated if it is missing, damaged, or of another version or size.
+    """Read the scenes in `path`. The file is generated if there is none; a file that exists is never replaced.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file is damaged, holds other scenes or towers of another version or size, or cannot be written.
     """
-    path = Path(path)
-    try:
-        scenes = read_scenes(path)
-        if (scenes.name, scenes.version, scenes.image_shape) == ("towers", VERSION, (3, size, size)):
-            return scenes
-    except UserError:
-        pass
+    path, remedy = Path(path), "rename or remove it, and towers are rendered"
+    if os.path.lexists(path):
+        try:
+            scenes = read_scenes(path)
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from error
+        if (scenes.name, scenes.version, scenes.image_shape) != ("towers", VERSION, (3, size, size)):
+            found = f"{scenes.name}, version {scenes.version}, {size_text(scenes.image_shape[1:])}"
+            raise UserError(f"{path} holds {found}; expected towers, version {VERSION}, {size}x{size}: {remedy}")
+        return scenes
     held_out, total = _TRAIN + _VALIDATION, _TRAIN + _VALIDATION + _TEST
     splits = {"train": range(_TRAIN), "validation": range(_TRAIN, held_out), "test": range(held_out, total)}
     write_scenes(path, replace(make_towers(total, size=size), splits=splits), source="pyro_lom.data.towers", seed=0)

@@ -6,21 +6,27 @@ folder stores the number of complete scenes. The HDF5 file is created after the 
 """
 
 import fcntl
-import json
 import math
 import os
-import shutil
+import re
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Shaped, UInt8
+from msgspec import Meta
 
 from pyro_lom.data.hdf5 import Scenes, write_scenes
 from pyro_lom.errors import UserError
-from pyro_lom.files import replacing
+from pyro_lom.files import open_own, replacing
+
+_ARRAY = re.compile(r"(?:images|labels|factors\.[^/\x00]+)")
+
+Position = Annotated[int, Meta(ge=0, lt=2**62)]
+"""A row, a byte, or a number of something, in a journal."""
 
 
 class Scene(NamedTuple):
@@ -29,6 +35,26 @@ class Scene(NamedTuple):
     image: UInt8[np.ndarray, "H W C"]
     labels: UInt8[np.ndarray, "H W"] | None
     factors: dict[str, Shaped[np.ndarray, "max_objects"]]
+
+
+class Kind(msgspec.Struct, array_like=True, frozen=True):
+    """The data type and the shape of one row of an array."""
+
+    dtype: Annotated[str, Meta(pattern=r"^([|]b1|[|][ui]1|[<>]([ui][248]|f[248]))\Z")]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**62)], ...], Meta(max_length=3)]
+
+
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is stored of an unfinished file. The names of the arrays are names of files."""
+
+    made_by: dict[str, Any]
+    num_scenes: Position = 0
+    place: Any = None
+    arrays: dict[Annotated[str, Meta(pattern=rf"^{_ARRAY.pattern}\Z")], Kind] = {}
+
+    def __post_init__(self):
+        if self.num_scenes and "images" not in self.arrays:
+            raise ValueError("it has scenes without images")
 
 
 Stacked = tuple[
@@ -65,15 +91,16 @@ class SceneWriter(AbstractContextManager):
     def __init__(self, path: str | Path, made_by: dict[str, Any]):
         self.path = Path(path)
         self.folder = self.path.with_name(f".{self.path.name}.partial")
-        if self.path.exists() or self.path.is_symlink():
+        if os.path.lexists(self.path):
             raise UserError(f"{self.path} exists already: remove it or name another file")
         self._keeps = False  # whether the scenes stay after a UserError
-        self._journal = {"made_by": made_by, "num_scenes": 0, "place": None, "arrays": {}}
+        self._journal = Journal(msgspec.json.decode(msgspec.json.encode(made_by)))
         with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("w")
+            self._check_folder()
+            self._lock = open_own(self.folder / "lock", "a")
             try:
-                self._resume(made_by)
+                self._resume()
             except BaseException:
                 self._lock.close()
                 raise
@@ -81,12 +108,12 @@ class SceneWriter(AbstractContextManager):
     @property
     def num_scenes(self) -> int:
         """Number of scenes that are stored on disk."""
-        return self._journal["num_scenes"]
+        return self._journal.num_scenes
 
     @property
     def place(self) -> Any:
         """The argument `place` of the last `append`; None before the first."""
-        return self._journal["place"]
+        return self._journal.place
 
     def append(
         self,
@@ -102,21 +129,24 @@ class SceneWriter(AbstractContextManager):
             place: position in the source after this block; it must be serialisable as JSON.
 
         Raises:
-            UserError: the disk is full.
+            UserError: the disk is full, or the stored scenes are of another type or shape.
         """
         arrays = {"images": images} | ({} if labels is None else {"labels": labels})
         arrays |= {f"factors.{name}": values for name, values in factors.items()}
-        kinds = {name: [values.dtype.str, list(values.shape[1:])] for name, values in arrays.items()}
-        if self._journal["arrays"] not in ({}, kinds):
-            raise ValueError(f"a block of {kinds} follows blocks of {self._journal['arrays']}")
+        kinds = {name: Kind(values.dtype.str, values.shape[1:]) for name, values in arrays.items()}
+        if self._journal.arrays not in ({}, kinds):
+            raise UserError(
+                f"{self.folder} holds scenes of another type or shape, which are removed: repeat the command"
+            )
         with self._told():
             for name, values in arrays.items():
-                with (self.folder / name).open("ab") as file:
+                with open_own(self.folder / name, "ab") as file:
                     file.write(np.ascontiguousarray(values).data)
                     file.flush()
                     os.fsync(file.fileno())
-            num_scenes = self.num_scenes + len(images)
-            self._write(self._journal | {"num_scenes": num_scenes, "place": place, "arrays": kinds})
+            journal = Journal(self._journal.made_by, self.num_scenes + len(images), place, kinds)
+            self._write(journal)
+            self._journal = journal
 
     def finish(
         self,
@@ -135,52 +165,73 @@ class SceneWriter(AbstractContextManager):
             UserError: the disk is full. The appended scenes are kept.
         """
         arrays = {
-            array: np.memmap(self.folder / array, dtype, mode="r", shape=(self.num_scenes, *shape))
-            for array, (dtype, shape) in self._journal["arrays"].items()
+            name: np.memmap(self.folder / name, kind.dtype, mode="r", shape=(self.num_scenes, *kind.shape))
+            for name, kind in self._journal.arrays.items()
         }
         images, labels = arrays.pop("images"), arrays.pop("labels", None)
         factors = {array.removeprefix("factors."): values for array, values in arrays.items()}
         scenes = Scenes(images, labels, factors, num_background, splits, name, version)
         self._keeps = True  # only the disk can fail from here on
         write_scenes(self.path, scenes, source=source, seed=seed, compact=compact)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove()
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._lock.close()
         if isinstance(error, UserError) and not self._keeps:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
 
-    def _resume(self, made_by: dict[str, Any]) -> None:
+    def _check_folder(self) -> None:
+        """Raise UserError if the folder belongs to the user, or is a link to one that does."""
+        names = os.listdir(self.folder)
+        others = [name for name in names if name != "lock" and not name.startswith(".journal.json.")]
+        if self.folder.is_symlink() or (others and "journal.json" not in names):
+            raise UserError(f"{self.folder} is needed for the unfinished file, but was made by someone else: rename it")
+
+    def _resume(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is writing {self.path}: wait for it or name another file") from None
         journal = self.folder / "journal.json"
-        if not journal.exists():
+        if not os.path.lexists(journal):
             self._write(self._journal)
             return
         try:
-            begun = json.loads(journal.read_text())
-        except ValueError as error:
-            raise UserError(f"{journal} is damaged: remove {self.folder}") from error
-        wanted = json.loads(json.dumps(made_by))
-        if begun["made_by"] != wanted:
-            differing = [key for key in {**begun["made_by"], **wanted} if begun["made_by"].get(key) != wanted.get(key)]
+            with open_own(journal) as file:
+                begun = msgspec.json.decode(file.read(), type=Journal)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{journal} is damaged ({error}): remove {self.folder}") from error
+        old, new = begun.made_by, self._journal.made_by
+        if old != new:
+            differing = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
             raise UserError(
-                f"{self.folder} holds {begun['num_scenes']} scenes of an unfinished file with another "
-                f"{', '.join(differing)}: repeat that command to finish it, or remove the folder"
+                f"{self.folder} holds {begun.num_scenes} scenes of an unfinished file with another {differing}: repeat "
+                "that command to finish it, or remove the folder"
             )
+        self._write(begun)  # which also removes a half-written journal
         self._journal = begun
-        for name, (dtype, shape) in begun["arrays"].items():  # removes the rest of an interrupted `append`
-            size = begun["num_scenes"] * np.dtype(dtype).itemsize * math.prod(shape)
-            if (self.folder / name).stat().st_size < size:
-                raise UserError(f"{self.folder / name} is shorter than its journal says: remove {self.folder}")
-            os.truncate(self.folder / name, size)
+        for name in set(os.listdir(self.folder)) - set(begun.arrays) - {"journal.json", "lock"}:
+            if _ARRAY.fullmatch(name):  # from an interrupted first `append`
+                (self.folder / name).unlink()
+        for name, kind in begun.arrays.items():  # removes the rest of an interrupted `append`
+            size = begun.num_scenes * np.dtype(kind.dtype).itemsize * math.prod(kind.shape)
+            with open_own(self.folder / name, "ab") as file:
+                if os.fstat(file.fileno()).st_size < size:
+                    raise UserError(f"{self.folder / name} is shorter than its journal says: remove {self.folder}")
+                file.truncate(size)
 
-    def _write(self, journal: dict[str, Any]) -> None:
+    def _write(self, journal: Journal) -> None:
         with replacing(self.folder / "journal.json") as temporary:
-            temporary.write_text(json.dumps(journal))
-        self._journal = journal
+            temporary.write_bytes(msgspec.json.encode(journal))
+
+    def _remove(self) -> None:
+        """Remove the folder, unless it contains files of others."""
+        with suppress(UserError):  # the disk may be full
+            self._write(Journal(self._journal.made_by))  # if the process is killed from here on, no scenes are missing
+        with suppress(OSError):
+            for name in (*self._journal.arrays, "journal.json", "lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     @contextmanager
     def _told(self):

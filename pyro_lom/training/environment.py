@@ -5,9 +5,25 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import distributed
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `environment.json`."""
+
+    commit: str | None  # None without git
+    job: str | None = None  # `job_name`
+    python: str
+    platform: str
+    packages: dict[str, str]  # versions by name
+    threads: int
+    processes: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    devices: list[str]
 
 
 def job_name() -> str | None:
@@ -16,21 +32,22 @@ def job_name() -> str | None:
     return job and f"{job} {platform.node()} {os.getppid()}"
 
 
-def environment() -> dict:
-    """Return the commit, job name, versions, numbers of threads and of training processes, and device names."""
-    root, git = Path(__file__).parent.parent, ["git", "describe", "--always", "--dirty"]
+def environment() -> Environment:
+    """Return the environment of this process."""
+    # Without its option, git locks and writes the index of the repository.
+    root, git = Path(__file__).parent.parent, ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # git is not installed
         commit = ""
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
-    return {
-        "commit": commit or None,
-        "job": job_name(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-    }
+    return Environment(
+        commit=commit or None,
+        job=job_name(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: version(name) for name in packages},
+        threads=torch.get_num_threads(),
+        processes=distributed.get_world_size() if distributed.is_initialized() else 1,
+        devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    )

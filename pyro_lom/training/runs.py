@@ -1,36 +1,39 @@
 """Run folders: configuration, environment, log, metrics, checkpoints, figures and summary of a training run."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_lom.errors import UserError
-from pyro_lom.files import replacing, writing
-from pyro_lom.training.environment import environment, job_name
+from pyro_lom.files import open_own, replacing, sync, writing
+from pyro_lom.training import checkpoints
+from pyro_lom.training.checkpoints import Progress
+from pyro_lom.training.environment import Environment, environment, job_name
 
-
-class Progress(NamedTuple):
-    """The counters in a checkpoint."""
-
-    step: int  # finished steps
-    seconds: float  # training time since the first start of the run, without interruptions
-    images_seen: int
+_NUMBERED = re.compile(r"([0-9]{5}|[1-9][0-9]{5})-")
+_UNFINISHED = ".unfinished.tmp"  # a run folder before it has a number
+_NUM_RECENT = 1000  # runs among which a restarted job looks for its own
+_LARGEST = 1 << 20  # bytes of a JSON file; a larger one is damaged
+_LARGEST_METRICS = 32 << 20
+_LARGEST_NUMBER = 1e308  # of a float
 
 
 class Run:
     """A folder such as `runs/00012-NAME-seed0/` that contains the files of one run.
 
     The log and the metrics are appended to. All other files are written under a temporary name and renamed: a killed
-    run leaves no half-written file. A checkpoint consists of safetensors and JSON files: loading it cannot run code.
+    run leaves no half-written file. No file can run code when it is read.
     """
 
     def __init__(self, folder: Path):
@@ -38,43 +41,69 @@ class Run:
 
     @classmethod
     def create(cls, runs_dir: Path, name: str, config: dict) -> "Run":
-        """Create the next numbered folder under `runs_dir` and write `config.json` and `environment.json` into it."""
+        """Create the next numbered folder under `runs_dir`, which contains `config.json` and `environment.json`.
+
+        Processes that create runs wait for each other. A kill leaves a complete run, or none.
+        """
         runs_dir = Path(runs_dir)
+        _check_name(runs_dir)
+        contents = {"config.json": config, "environment.json": msgspec.to_builtins(environment())}
         with writing(runs_dir):
             runs_dir.mkdir(parents=True, exist_ok=True)
-            while True:
-                numbers = [int(found[0]) for p in runs_dir.iterdir() if (found := re.match(r"\d{5}(?=-)", p.name))]
-                folder = runs_dir / f"{max(numbers, default=-1) + 1:05d}-{name}"
-                with suppress(FileExistsError):  # another process created this folder first
-                    folder.mkdir()
-                    break
-        run = cls(folder)
-        try:
-            run.write_json("config.json", config)
-            run.write_json("environment.json", environment())
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return run
+            with _locked(runs_dir, os.O_RDONLY, fcntl.LOCK_EX):
+                number = next((number for number, _ in numbered(runs_dir)), -1) + 1
+                folder = runs_dir / f"{number:05d}-{name}"
+                if not _NUMBERED.match(folder.name):
+                    raise UserError(
+                        f"{runs_dir} is full: its last run has the number {number - 1}; name another folder"
+                    )
+                with writing(folder):
+                    _make_folder(folder, {file: _as_json(content) for file, content in contents.items()})
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """Open an existing run; raises UserError if `folder` contains no `config.json`."""
+        """Open an existing run.
+
+        Raises:
+            UserError: `folder` has no `config.json`, or contains a symbolic link or a device. They could lead out of
+                the folder, or block.
+        """
         run = cls(folder)
-        if not (run.folder / "config.json").is_file():
+        _check_name(run.folder)
+        if not os.path.isfile(run.folder / "config.json"):
             raise UserError(f"{folder} is not a run folder: it has no config.json; name one like runs/00000-...")
+        for place, folders, files in os.walk(run.folder):
+            for path in (Path(place, name) for name in (*folders, *files)):
+                with suppress(FileNotFoundError):  # another process removed it at this moment
+                    mode = path.lstat().st_mode
+                    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                        raise UserError(f"{path} is a link or a device, which no run folder contains: remove it")
         return run
 
     @classmethod
     def restarted(cls, runs_dir: Path, config: dict) -> "Run | None":
         """Return the run of `config` that this job began before torchrun restarted its processes, or None."""
         job = job_name()
-        for folder in sorted(Path(runs_dir).glob("[0-9]*-*"), reverse=True) if job else ():
-            run = cls(folder)
+        for _, name in numbered(runs_dir)[:_NUM_RECENT] if job else ():
             with suppress(UserError):  # folders of other runs may be damaged
-                if run.read_json("environment.json").get("job") == job and run.read_json("config.json") == config:
-                    return run
+                run = cls(Path(runs_dir, name))
+                if run.environment().job == job and run.read_json("config.json") == config:
+                    return cls.open(run.folder)
         return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process, and remove what a killed process left in it.
+
+        Raises:
+            UserError: another process holds the run.
+        """
+        with _locked(self.folder / "config.json", os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for leftover in self.folder.glob("checkpoints/*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            self._keep_two_checkpoints()
+            yield
 
     @property
     def figures(self) -> Path:
@@ -83,17 +112,21 @@ class Run:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run; raises UserError if the file is missing or is not JSON."""
+    def environment(self) -> Environment:
+        """Read `environment.json`; raises UserError as `read_json`."""
+        return self.read_json("environment.json", Environment)
+
+    def read_json(self, name: str, kind: Any = dict[str, Any]) -> Any:
+        """Read a JSON file of the run; raises UserError if it is missing, is not JSON, or is not of the type `kind`."""
         path = self.folder / name
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            return msgspec.json.decode(_read(path), type=kind)
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise _unreadable(path, error) from error
 
     def write_json(self, name: str, content: dict) -> None:
         with replacing(self.folder / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.write_bytes(_as_json(content))
 
     def log(self, line: str) -> None:
         self._append("log.txt", line)
@@ -101,84 +134,143 @@ class Run:
     def log_metrics(self, metrics: dict) -> None:
         self._append("metrics.jsonl", json.dumps(metrics))
 
-    def metrics(self) -> list[dict]:
-        """Return the logged metrics, one dict per log step. Lines that a kill or a full disk cut off are skipped."""
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the logged metrics, one dict per log step, without a last line that a kill or a full disk cut off.
+
+        Raises:
+            UserError: a line contains no metrics of a step, or the file cannot be read.
+        """
         path, rows = self.folder / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with suppress(ValueError):
-                rows.append(json.loads(line))
+        try:
+            lines = _read(path, _LARGEST_METRICS).split(b"\n") if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                row = msgspec.json.decode(line, type=dict[str, int | float])
+                if not (isinstance(row.get("step"), int) and row["step"] >= 0):
+                    raise msgspec.ValidationError("`step` is not a number of steps")
+                if any(abs(value) > _LARGEST_NUMBER for value in row.values()):
+                    raise msgspec.ValidationError("a number is too large")
+                rows.append(row)
+            except (RecursionError, ValueError, msgspec.MsgspecError) as error:
+                raise UserError(f"{path}: line {number} contains no metrics ({error}): remove it") from error
         return rows
 
     def truncate_metrics(self, step: int) -> None:
         """Delete the metrics of all steps after `step`, the step from which the run resumes."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        kept = "".join(json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step)
         with replacing(self.folder / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(kept))
+            temporary.write_text(kept)
 
     def save_checkpoint(self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
         """Write a checkpoint such as `checkpoints/step-00001000/`, then delete all checkpoints but the last two."""
-        folder = self.folder / "checkpoints" / f"step-{progress.step:08d}"
-        temporary = folder.with_name(folder.name + ".tmp")
+        folder = self.folder / "checkpoints" / checkpoints.folder_name(progress.step)
         with writing(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            try:
-                for name, tensors in (("weights", weights), ("optimizer", optimizer)):
-                    # Copies, because some modules register a tensor under two names, as Pyro's spline flows do.
-                    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-                    save_file(own, temporary / f"{name}.safetensors")
-                (temporary / "state.json").write_text(json.dumps(progress._asdict(), indent=2) + "\n")
-                for path in temporary.iterdir():
-                    _sync(path)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(temporary, folder)
-                _sync(folder.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        for old in (*self.checkpoints()[:-2], *folder.parent.glob("*.tmp")):
-            shutil.rmtree(old, ignore_errors=True)
+            checkpoints.save(folder, progress, weights, optimizer)
+        self._keep_two_checkpoints()
         return folder
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of all complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("checkpoints/step-*") if p.suffix != ".tmp")
+        found = [p for p in self.folder.glob("checkpoints/step-*") if re.fullmatch(r"step-[0-9]{8,16}", p.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
-    def load_checkpoint(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
-        """Load the last checkpoint: counters, weights, optimiser; raises UserError if it is missing or damaged."""
+    def progress(self) -> Progress:
+        """Return the counters of the last checkpoint; raises UserError if it is missing, or its files are damaged."""
+        return checkpoints.verify(self._last_checkpoint())
+
+    def load_checkpoint(
+        self, module: torch.nn.Module | None = None
+    ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+        """Load the last checkpoint, which is for `module`: counters, weights and state of the optimiser.
+
+        Raises:
+            UserError: it is missing or damaged, or its files are much larger than those of `module`.
+        """
+        return checkpoints.load(self._last_checkpoint(), module)
+
+    def _last_checkpoint(self) -> Path:
         if not self.checkpoints():
             raise UserError(f"{self.folder} has no checkpoint to start from")
-        folder = self.checkpoints()[-1]
-        try:
-            state = json.loads((folder / "state.json").read_text())
-            progress = Progress(int(state["step"]), float(state["seconds"]), int(state["images_seen"]))
-            return progress, load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(
-                f"the checkpoint {folder} is damaged ({error}); remove it to go on from the one before"
-            ) from error
+        return self.checkpoints()[-1]
+
+    def _keep_two_checkpoints(self) -> None:
+        with suppress(OSError):
+            for old in self.checkpoints()[:-2]:
+                checkpoints.remove(old)
 
     def _append(self, name: str, line: str) -> None:
         path = self.folder / name
-        with writing(path), path.open("a") as file:
-            file.write(line + "\n")
+        with writing(path), open_own(path, "ab") as file:
+            file.write((line + "\n").encode(errors="backslashreplace"))
+
+
+def numbered(runs_dir: Path) -> list[tuple[int, str]]:
+    """Return the numbers and names of all run folders in `runs_dir`, newest first."""
+    names = os.listdir(runs_dir) if os.path.isdir(runs_dir) else []
+    return sorted(((int(match[1]), name) for name in names if (match := _NUMBERED.match(name))), reverse=True)
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load `weights` into `module`; raises UserError with the first tensor whose name or shape differs."""
-    own = module.state_dict()
-    for name in [*own, *weights]:
-        here, there = (f"shape {tuple(t[name].shape)}" if name in t else "nothing" for t in (own, weights))
-        if here != there:
-            raise UserError(
-                f"the checkpoint in {source} is of another architecture: at {name!r} the model has {here}, the "
-                f"checkpoint {there}; use the preset and the options of that run"
-            )
+    """Load `weights` into `module`; raises UserError with the first tensor whose name, dtype or shape differs."""
+    what = f"the checkpoint in {source} is of another architecture"
+    checkpoints.check_tensors(weights, module.state_dict(), what, "use the preset and the options of that run")
     module.load_state_dict(weights)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _make_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Make a folder with files in it at once. Only one process may do this in the same place."""
+    temporary = folder.with_name(_UNFINISHED)
+    if temporary.is_dir() and not temporary.is_symlink():  # a kill left it
+        for name in files:
+            (temporary / name).unlink(missing_ok=True)
+        temporary.rmdir()
+    temporary.mkdir()
     try:
-        os.fsync(descriptor)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
+        sync(temporary)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder.parent)
+
+
+@contextmanager
+def _locked(path: Path, flags: int, operation: int) -> Iterator[None]:
+    """Hold a lock of `path`, which the kernel releases when the process ends."""
+    with writing(path):
+        descriptor = os.open(path, flags)
+    try:
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError as error:
+            raise UserError(f"{path.parent} is in use by another process: stop it, or wait for its end") from error
+        except OSError:  # the file system has no locks
+            pass
+        yield
     finally:
         os.close(descriptor)
+
+
+def _check_name(folder: Path) -> None:
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(folder)):
+        raise UserError(f"the name {str(folder)!r} is not a text in UTF-8 without NUL: choose another one")
+
+
+def _read(path: Path, largest: int = _LARGEST) -> bytes:
+    with open_own(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > largest:
+            raise ValueError(f"it has {size} bytes")
+        return file.read()
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _as_json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

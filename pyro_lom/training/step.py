@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
+from pyro_lom.errors import UserError
 from pyro_lom.objective import Evaluation, Objective, pair_losses
+from pyro_lom.training.checkpoints import check_tensors
 from pyro_lom.training.cuda_graph import CudaGraphStep
 
 
@@ -57,6 +60,7 @@ class TrainingStep:
             # A graph reads the learning rate from the device.
             rate = torch.zeros((), device=fabric.device) if cuda_graph else 0.0
             make_optimizer = partial(torch.optim.Adam, lr=rate, fused=True, capturable=cuda_graph)
+        self._slots = _slots(self.trained, make_optimizer)
         self.pairs = {name: fabric.setup_module(objective.pairs[name]) for name in names}
         self.optimizer = fabric.setup_optimizers(make_optimizer([*self.trained.values()]))
         self._take = CudaGraphStep(self._evaluate_and_move, fabric.device) if cuda_graph else self._evaluate_and_move
@@ -73,17 +77,32 @@ class TrainingStep:
         return self._take(images, inferred)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state of the optimiser: a dict from "PARAMETER/SLOT", such as "NAME/exp_avg", to a tensor."""
+        """Return the state of the optimiser: a dict from "PARAMETER/SLOT", such as "NAME/exp_avg", to a tensor.
+
+        A parameter that never had a gradient has a state of zeros, as before the first step.
+        """
         names, tensors = [*self.trained], {}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{names[index]}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        return tensors
+        zeros = {key: torch.zeros_like(slot, device="cpu") for key, slot in self._slots.items() if key not in tensors}
+        return tensors | zeros
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Load a state that `state` returned. A parameter that does not train raises KeyError with its name."""
+    def load_state(self, tensors: dict[str, Tensor], source: Path, *, num_steps: int) -> None:
+        """Load a state that `state` returned after at most `num_steps` steps. Optimisers themselves check nothing.
+
+        Raises:
+            UserError: a tensor of the checkpoint in `source` has another name, dtype or shape than in this optimiser,
+                or a number of steps is impossible.
+        """
+        what, remedy = f"the optimiser in the checkpoint in {source} is of another training", "restore its config.json"
+        check_tensors(tensors, self._slots, what, remedy)
         indices, saved = {name: index for index, name in enumerate(self.trained)}, defaultdict(dict)
         for key, tensor in tensors.items():
             name, slot = key.rsplit("/", 1)
+            if slot == "step" and not (0 <= tensor <= num_steps and tensor == tensor.round()):
+                raise UserError(f"{what}: {key!r} is {tensor:g}, but the run has {num_steps} steps; {remedy}")
+            if slot == "exp_avg_sq" and (tensor < 0).any():
+                raise UserError(f"{what}: {key!r} is an average of squares, but negative; {remedy}")
             saved[indices[name]][slot] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": saved})
 
@@ -110,3 +129,23 @@ class TrainingStep:
         errors = {name: fabric.all_reduce(error, reduce_op="mean") for name, error in evaluation.errors.items()}
         self.objective.update(errors)
         return evaluation
+
+
+def _slots(
+    parameters: Mapping[str, nn.Parameter], make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Return tensors without memory of the names, dtypes and shapes that `TrainingStep.state` returns.
+
+    An optimiser makes its state in its first step. Parameters of one element take this step here.
+    """
+    probes = [nn.Parameter(parameter.detach().new_zeros(1, 1)) for parameter in parameters.values()]
+    for probe in probes:
+        probe.grad = torch.zeros_like(probe)
+    optimizer, slots = make_optimizer(probes), {}
+    optimizer.step()
+    for (name, parameter), probe in zip(parameters.items(), probes, strict=True):
+        for slot, value in optimizer.state[probe].items():
+            value = torch.as_tensor(value)
+            shape = parameter.shape if value.shape == probe.shape else value.shape
+            slots[f"{name}/{slot}"] = torch.empty(shape, dtype=value.dtype, device="meta")
+    return slots

@@ -106,11 +106,11 @@ def test_a_row_in_a_process_of_its_own(command):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--steps", "0"], "--steps is 0: it must be 1 or more"),
+        (["--steps", "0"], "--steps is 0: it must be from 1 to 1000000000"),
         (["--accumulate", "3"], "--accumulate is 3: it must divide the batch of 8 scenes of each device"),
         (["--device", "cpu", "--modes", "eager", "cuda-graph"], "--cuda-graph needs a GPU, and this is a CPU"),
         (["--slots", "7", "1"], "--slots is 1: it must be from 2 to 64"),
-        (["--batch-sizes", "0"], "--batch-sizes is 0: it must be 1 or more"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0: it must be from 1 to 1000000000"),
         (["--systems"], "--systems needs one or more"),
         (["--precisions"], "--precisions needs one or more"),
         (["--modes"], "--modes needs one or more"),
@@ -129,7 +129,7 @@ def test_more_mistakes(refusal, monkeypatch):
     for content, line in (
         ("{", "cannot be read"),
         ("3", "cannot be read"),
-        ('[{"system": "x"}]', "it has no accumulate, batch, "),
+        ('[{"system": "x"}]', "Object missing required field `data`"),
     ):
         Path("old.json").write_text(content)
         assert line in refusal(main, "--compare", "old.json")

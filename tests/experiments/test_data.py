@@ -171,6 +171,15 @@ def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
     [
         (["import", "objects-room", "none", "out.h5"], "no such file or folder: none"),
         (["import", "objects-room", "/dev/zero", "out.h5"], "/dev/zero is neither a file nor a folder: name what was"),
+        (["import", "objects-room", "pipe", "out.h5"], "pipe is neither a file nor a folder: name what was"),
+        (["import", "objects-room", "a" * 5000, "out.h5"], "no such file or folder: aaa"),
+        (["info", "pipe"], "cannot read pipe: no such file, or not an ordinary one"),
+        (
+            ["render", "objects-room", "out.h5", "--num", "100000001"],
+            "--num is 100000001: it must be from 1 to 100000000",
+        ),
+        (["render", "objects-room", "out.h5", "--seed", "4294967296"], "--seed is 4294967296: it must be from 0 to"),
+        (["render", "objects-room", "out.h5", "--workers", "257"], "--workers is 257: it must be from 1 to 256"),
         (["import", "objects-room", ".", "out.h5"], ". is a folder, but objects-room is read from a file"),
         (["import", "images", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but images is read from a folder"),
         (["import", "shapestacks", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but shapestacks is read from a folder"),
@@ -186,7 +195,7 @@ def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
             ["import", "objects-room", str(ROOMS), "out.h5", "--size", "4"],
             "--size is 4: it must be from 8 to 1024 pixels",
         ),
-        (["import", "objects-room", str(ROOMS), "out.h5", "--num", "0"], "--num is 0: it must be 1 or more"),
+        (["import", "objects-room", str(ROOMS), "out.h5", "--num", "0"], "--num is 0: it must be from 1 to 1000000000"),
         (
             ["import", "objects-room", str(ROOMS), "out.h5", "--masks", "."],
             "--masks and --num-background are for images",
@@ -202,6 +211,7 @@ def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
 )
 def test_mistakes_on_the_command_line(arguments, line, refused, tmp_path):
     (tmp_path / "there.h5").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
     assert refused(*arguments).startswith(line)
 
 
@@ -251,6 +261,36 @@ def test_other_options_are_not_mixed(command, rooms, monkeypatch):
     assert expected[0] == 0
     np.testing.assert_array_equal(read_scenes("out.h5").images, read_scenes("whole.h5").images)
     assert sorted(os.listdir()) == ["out.h5", "rooms.tfrecords", "whole.h5"]
+
+
+@pytest.mark.parametrize(
+    "place", [[{"row": -1}, []], [7.5, []], ["x", []], [-1, []], [[], []], 3, [2**80, []], [1, "x"], [1, [2]]], ids=str
+)
+def test_a_place_in_a_journal_is_checked(command, refused, place):
+    os.mkdir("mine")
+    for k in range(3):
+        Image.new("L", (32, 32), k).save(f"mine/{k}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SceneWriter, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command("import", "images", "mine", "mine.h5")[0] == 130
+    journal = Path(".mine.h5.partial/journal.json")
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"place": place}))
+    code, out, err = command("import", "images", "mine", "mine.h5")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the unfinished file in .mine.h5.partial is damaged (") and err.count("\n") == 1
+    assert command("import", "images", "mine", "mine.h5")[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["<f1", "<b8", ">u1", "|f8", "<U4", "<i3"])
+def test_a_type_in_a_journal_is_checked(command, dtype):
+    os.mkdir("mine")
+    Image.new("L", (32, 32), 1).save("mine/1.png")
+    os.mkdir(".mine.h5.partial")
+    arrays = {"images": [dtype, [32, 32, 3]]}
+    Path(".mine.h5.partial/journal.json").write_text(json.dumps({"made_by": {}, "num_scenes": 1, "arrays": arrays}))
+    code, out, err = command("import", "images", "mine", "mine.h5")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("error: .mine.h5.partial/journal.json is damaged (")
 
 
 @pytest.mark.slow
@@ -334,6 +374,45 @@ def test_info_describes_and_draws(command, data):
     with Image.open(sheet) as picture:
         assert picture.size[0] > 1000
     sheet.unlink()
+
+
+def test_info_draws_its_own_sheet_again_and_replaces_nothing_else(command, refused, data, tmp_path):
+    shutil.copy(data, "mine.h5")
+    for _ in range(2):
+        assert command("info", "mine.h5")[0] == 0
+    before = Path("mine.h5").read_bytes()
+    Path("mine-sheet.png").write_text("precious")
+    Image.new("L", (4, 4)).save("photo.png")
+    Path("link.png").symlink_to("photo.png")
+    os.mkfifo("pipe.png")
+    for name in ("mine-sheet.png", "photo.png", "link.png", "pipe.png"):
+        line = refused("info", "mine.h5", *(["--sheet", name] if name != "mine-sheet.png" else []))
+        assert line.startswith(f"--sheet {name}: ") and "this command did not write" in line
+    assert refused("info", "mine.h5", "--sheet", "mine.h5") == "--sheet mine.h5: name a file that ends in .png"
+    assert Path("mine.h5").read_bytes() == before and Path("mine-sheet.png").read_text() == "precious"
+
+
+def test_names_in_a_file_do_not_reach_the_terminal(command, towers):
+    evil = "\x1b[2J$\\frac{evil\nerror: fine"
+    factors = {evil: towers.factors["hue"]}
+    write_scenes("evil.h5", replace(towers, name=evil, factors=factors), source=evil, seed=0)
+    code, out, err = command("info", "evil.h5")
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out and not any(line.startswith("error") for line in out.splitlines())
+    assert out.count(r"\x1b[2J$\frac{evil\nerror: fine") == 3
+
+
+def test_names_of_files_do_not_reach_the_terminal(command):
+    evil = "\x1b[2J\nerror: fine"
+    os.mkdir(evil)
+    Image.new("L", (32, 32)).save(f"{evil}/{evil}.png")
+    assert command("import", "images", evil, f"{evil}.h5")[0] == 0
+    (Path(evil) / f"{evil}.png").write_bytes(b"")
+    for arguments in (["info", f"{evil}.h5"], ["info", evil], ["import", "images", evil, "other.h5"]):
+        _, out, err = command(*arguments)
+        lines = (out + err.replace("\r", "\n")).splitlines()
+        assert any(r"\x1b[2J\nerror: fine" in line for line in lines) and "error: fine" not in lines
+        assert "\x1b" not in out + err
 
 
 def test_info_of_a_folder(command, towers):

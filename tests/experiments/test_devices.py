@@ -1,21 +1,33 @@
 """Shares of a batch that come out even, and process groups that restarted processes find each other in."""
 
+import os
+import re
+import shlex
 import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from lightning_fabric import Fabric
 from torch import distributed
 
 from experiments.systems import build, check, preset
 from experiments.training.devices import (
     check_batches,
     check_cuda_graph,
+    check_number,
     join_again,
+    one_report,
     processes,
     with_global_batch_size,
 )
 from pyro_lom.errors import UserError
 from pyro_lom.training.phase import Phase
+
+ROOT = Path(__file__).parents[2]
 
 
 def torchrun(monkeypatch, **environment):
@@ -24,9 +36,128 @@ def torchrun(monkeypatch, **environment):
 
 
 def test_torchrun_decides_for_itself(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert processes(3) == (3, 1)
     torchrun(monkeypatch, TORCHELASTIC_RUN_ID="here", LOCAL_WORLD_SIZE=2, WORLD_SIZE=8)
     assert processes(3) == (2, 4)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(8, 8), (1, 2), (None, 2)])
+def test_no_more_processes_than_cores(monkeypatch, cores, most):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    check_number("--devices", most)
+    for number in (most + 1, 10**9):
+        with pytest.raises(UserError, match=f"^--devices is {number}: this machine runs at most {most} processes, one"):
+            check_number("--devices", number)
+
+
+# One report of a run of several processes.
+
+
+def process(rank, world_size=2):
+    return Mock(spec=Fabric, is_global_zero=rank == 0, world_size=world_size)
+
+
+@pytest.fixture
+def shared_store(monkeypatch):
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: store)
+
+
+LOST = [
+    RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+    distributed.DistNetworkError("lost"),
+]
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_an_error_of_another_process_is_reported_by_the_first(shared_store, lost):
+    with pytest.raises(SystemExit) as leaving, one_report(process(1)):
+        raise UserError("images in x.h5 are damaged")
+    assert leaving.value.code is None
+    with pytest.raises(UserError, match="^images in x.h5 are damaged$"), one_report(process(0)):
+        raise lost
+    with pytest.raises(SystemExit), one_report(process(1)):
+        raise lost
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_process_that_ends_without_a_word(shared_store, lost):
+    with pytest.raises(UserError, match="^another process of this run ended without a message"):
+        with one_report(process(0)):
+            raise lost
+
+
+@pytest.mark.parametrize("error", [UserError("full disk"), MemoryError(), RuntimeError("a mistake of ours")])
+@pytest.mark.parametrize("fabric", [process(0), process(0, 1)], ids=["two", "one"])
+def test_the_first_process_reports_its_own_errors(shared_store, error, fabric):
+    with pytest.raises(type(error)) as raised, one_report(fabric):
+        raise error
+    assert raised.value is error
+
+
+def test_only_the_first_process_reports_a_signal(shared_store):
+    with pytest.raises(KeyboardInterrupt), one_report(process(0)):
+        raise KeyboardInterrupt(15)
+    with pytest.raises(SystemExit), one_report(process(1)):
+        raise KeyboardInterrupt(15)
+
+
+def test_a_mistake_of_ours_has_a_traceback(shared_store):
+    with pytest.raises(ZeroDivisionError), one_report(process(1)):
+        raise ZeroDivisionError
+
+
+RANK = """
+import sys
+from experiments import cli
+from experiments.fit import main
+from pyro_lom.data.minibatches import Minibatches
+from pyro_lom.errors import UserError
+
+indices = Minibatches.indices
+
+def damaged(self, step):
+    if self._first > 0 and step == 3:
+        raise UserError("images of the second process are damaged")
+    return indices(self, step)
+
+Minibatches.indices = damaged
+cli.run(main)
+"""
+
+
+def two_processes(*arguments, folder, limit=""):
+    """Run a training of two processes that fails, and return what the two print after their start."""
+    command = shlex.join([sys.executable, *map(str, arguments), "--devices", "2"])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        ["sh", "-c", limit + command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False), done.stderr
+    return re.findall("^error: .*", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_two_processes_report_a_folder_that_cannot_be_made_once(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    fit = ROOT / "experiments" / "fit.py"
+    errors = two_processes(fit, *tiny, "--runs-dir", "file/runs", folder=tmp_path)
+    assert errors == ["error: cannot write file/runs: Not a directory"]
+
+
+@pytest.mark.slow
+def test_two_processes_report_a_full_disk_once(tiny, tmp_path):
+    """Files of 100 kB are the largest: the configuration has room, the weights do not."""
+    [error] = two_processes(ROOT / "experiments" / "fit.py", *tiny, folder=tmp_path, limit="ulimit -f 200; ")
+    assert re.match(r"error: cannot write runs/\S+/checkpoints/step-\S+: .*File too large", error)
+
+
+@pytest.mark.slow
+def test_two_processes_report_an_error_of_the_second_once(tiny, tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    errors = two_processes("rank.py", *tiny, folder=tmp_path)
+    assert errors == ["error: images of the second process are damaged"]
 
 
 def test_shares_of_a_batch():

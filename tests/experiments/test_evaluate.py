@@ -132,16 +132,17 @@ def test_corrected_data_give_new_numbers_and_unchanged_data_do_not(command, run,
     assert evaluated()[1:] == (checksum, ari)
 
 
-def test_scenes_that_are_not_held_out_do_not_count(command, run, data, corrected, computed):
+def test_other_images_give_new_numbers_or_are_refused(command, run, data, corrected, computed):
     assert command(main, run, *FAST)[0] == 0
     images = np.array(read_scenes(data).images)
-    images[:48] = 255 - images[:48]  # of the training split
+    images[48] = 255 - images[48]  # held out
     corrected(images=images)
     computed.clear()
-    assert command(main, run, *FAST)[0] == 0 and computed == []
-    images[48] = 255 - images[48]
-    corrected(images=images)
     assert command(main, run, *FAST)[0] == 0 and computed == ["ari", "slot-order"]
+    images[:48] = 255 - images[:48]  # trained on
+    corrected(images=images)
+    code, out, err = command(main, run, *FAST)
+    assert (code, out) == (2, "") and f"error: {run} was trained on other images than those at its data path" in err
 
 
 def test_a_sheet_to_count_by_hand(command, run):
@@ -161,7 +162,18 @@ def test_a_sheet_to_count_by_hand(command, run):
 
 def test_tables_are_written_to_a_file(command, run):
     code, out, _ = command(main, run, *FAST, "--output", "tables.md")
-    assert code == 0 and Path("tables.md").read_text() == out and "--output" not in out
+    assert code == 0 and Path("tables.md").read_text().startswith(f"{out}<!-- pyro_lom ") and "--output" not in out
+    assert command(main, run, *FAST, "--output", "tables.md")[0] == 0  # its own file is replaced
+    Path("notes.md").write_text("precious")
+    Path("edited.md").write_text("My notes.\n" + Path("tables.md").read_text())
+    for name, reason in {
+        "notes.md": "that this command did not write",
+        "edited.md": "or that was edited",
+        str(run / "config.json"): "name a file that ends in .md",
+    }.items():
+        code, _, err = command(main, run, *FAST, "--output", name)
+        assert code == 2 and err.startswith(f"error: --output {name}: ") and reason in err
+    assert Path("notes.md").read_text() == "precious"
 
 
 def test_an_orderless_model_alone(command, alone, tmp_path):
@@ -186,9 +198,9 @@ def test_a_metric_asked_for_alone_refuses(refusal, run):
     [
         ([], "name one or more run folders: evaluate.py runs/00000-..."),
         (["nowhere"], "nowhere is not a run folder: it has no config.json; name one like runs/00000-..."),
-        (["--num-images", "0"], "--num-images is 0: it must be 1 or more"),
-        (["--temperature", "-1"], "--temperature is -1.0: it must be a finite number above 0"),
-        (["--sheet", "-1"], "--sheet is -1: it must be 0 or more"),
+        (["--num-images", "0"], "--num-images is 0: it must be from 1 to 1000000000"),
+        (["--temperature", "-1"], "--temperature is -1.0: it must be a finite number above 0, at most 1e30"),
+        (["--sheet", "-1"], "--sheet is -1: it must be from 0 to 1000"),
     ],
 )
 def test_mistakes(arguments, line, refusal):

@@ -26,11 +26,14 @@ from safetensors.torch import load_file
 
 from experiments import cli
 from experiments.data import Command
+from experiments.loading import load_run
 from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import Binding
-from pyro_lom.training import runs
+from pyro_lom.training import checkpoints, runs
 from pyro_lom.training import trainer as trainer_module
 from pyro_lom.training.runs import Run
+from pyro_lom.training.signals import STOP_SIGNALS
 
 fit_module = sys.modules["experiments.fit"]  # `experiments.fit` is its function
 
@@ -173,8 +176,8 @@ def test_grey_images(fit, tiny, towers, tmp_path):
 # How it goes on.
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 4])  # within each phase
+# Steps within each phase.
+@pytest.mark.parametrize(("kind", "step"), [(signal.SIGINT, 1), *((kind, 4) for kind in STOP_SIGNALS)])
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(kind, step, fit, tiny, finished, monkeypatch, tmp_path):
     preview = lambda *_, step, **options: step == stop_at and os.kill(os.getpid(), kind)  # noqa: E731
     stop_at = step
@@ -219,6 +222,50 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(fit, run
     assert [row["step"] for row in Run(run_folder).metrics()] == [2, 3, 4, 6]
 
 
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
+def test_a_signal_during_the_evaluation_leaves_a_run_that_is_evaluated_again(kind, fit, tiny, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "summarise", lambda *_: os.kill(os.getpid(), kind))
+        code, out, err = fit(*tiny)
+    assert (code, out) == (128 + kind, "")
+    assert err.splitlines()[-2:] == ["evaluating ...", f"stopped by {kind.name}"]
+    code, _, err = fit("--resume", f"runs/{RUN}")
+    assert code == 0, err
+    assert Path(f"runs/{RUN}/summary.json").exists()
+
+
+def test_one_process_at_a_time(fit, refused, run_folder):
+    with Run(run_folder).locked():
+        line = f"{run_folder} is in use by another process: stop it, or wait for its end"
+        assert refused("--resume", run_folder) == line
+    assert fit("--resume", run_folder)[0] == 0
+    assert fit("--resume", run_folder)[0] == 0  # the first one has let go, within the same process
+
+
+def test_other_data_at_the_same_path(fit, refused, tiny, towers, tmp_path):
+    """A run is neither resumed nor loaded with them."""
+    write_scenes("mine.h5", towers, source="tests", seed=3)
+    assert fit(*tiny, "--data.path", "mine.h5")[0] == 0
+    write_scenes("mine.h5", replace(towers, images=towers.images[::-1].copy()), source="tests", seed=3)
+    other = "was trained on other images than those at its data path now: restore them, or train a new run"
+    assert refused("--resume", f"runs/{RUN}") == f"runs/{RUN} {other}"
+    with pytest.raises(UserError, match=other):
+        load_run(f"runs/{RUN}")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(refused, run_folder, value):
+    run = Run(run_folder)
+    progress, weights, optimizer = run.load_checkpoint()
+    name = next(name for name in weights if name.endswith("bias"))
+    weights[name] = weights[name].fill_(value)
+    run.save_checkpoint(progress, weights, optimizer)
+    line = f"the checkpoint {run.checkpoints()[-1]} is damaged ({name} is NaN or infinite); remove it to go on from the"
+    assert refused("--resume", run_folder).startswith(line)
+    with pytest.raises(UserError, match="is NaN or infinite"):
+        load_run(run_folder)
+
+
 def test_a_damaged_checkpoint_can_be_removed(fit, run_folder, finished):
     last = Run(run_folder).checkpoints()[-1]
     shutil.rmtree(last)
@@ -259,11 +306,11 @@ def test_the_first_bad_number_ends_the_run(fit, tiny, monkeypatch, tmp_path):
         (["--preset", "genesis-v2-towers"], "Unrecognized options: --preset, genesis-v2-towers "),
         (["--seed", "x"], "Error parsing --seed: invalid literal for int() with base 10: 'x' "),
         (["--seed", "-1"], "--seed is -1: it must be from 0 to 4294967295"),
-        (["--devices", "0"], "--devices is 0: it must be 1 or more"),
-        (["--devices", "-1"], "--devices is -1: it must be 1 or more"),
+        (["--devices", "0"], "--devices is 0: it must be from 1 to 256"),
+        (["--devices", "-1"], "--devices is -1: it must be from 1 to 256"),
         (["--devices", "2", "--cuda-graph"], "--cuda-graph is for one GPU, not for 2 devices: leave "),
-        (["--global-batch-size", "0"], "--global-batch-size is 0: it must be 1 or more"),
-        (["--accumulate", "0"], "--accumulate is 0: it must be 1 or more"),
+        (["--global-batch-size", "0"], "--global-batch-size is 0: it must be from 1 to 1000000000"),
+        (["--accumulate", "0"], "--accumulate is 0: it must be from 1 to 1000000000"),
         (
             ["--global-batch-size", "5", "--devices", "2"],
             "--global-batch-size is 5: it must be a multiple of 2, the devices ",
@@ -286,9 +333,9 @@ def test_the_first_bad_number_ends_the_run(fit, tiny, monkeypatch, tmp_path):
             ["--model.orderless.encoder-width", "12"],
             "--model.orderless.encoder-width is 12: it must be a multiple of 8",
         ),
-        (["--train.steps", "0"], "--train.steps is 0: it must be 1 or more"),
-        (["--train.steps", "-5"], "--train.steps is -5: it must be 1 or more"),
-        (["--train.batch-size", "0"], "--train.batch-size is 0: it must be 1 or more"),
+        (["--train.steps", "0"], "--train.steps is 0: it must be from 1 to 1000000000"),
+        (["--train.steps", "-5"], "--train.steps is -5: it must be from 1 to 1000000000"),
+        (["--train.batch-size", "0"], "--train.batch-size is 0: it must be from 1 to 1000000000"),
         (["--train.batch-size", "49"], "48 training images are fewer than the 49 of one step: lower the batch"),
         (["--model.schedule.ordered-batch-size", "49"], "48 training images are fewer than the 49 of one step: lower "),
         (["--train.batch-size", "25", "--devices", "2"], "48 training images are fewer than the 50 of "),
@@ -424,6 +471,20 @@ def test_resume_on_another_number_of_devices_warns_of_another_batch(fit, run_fol
     assert "warning" not in fit("--resume", run_folder, "--global-batch-size", "4")[2]
 
 
+def test_a_run_that_cannot_be_resumed_keeps_its_metrics(refused, run_folder):
+    environment = json.loads((run_folder / "environment.json").read_text())
+    (run_folder / "environment.json").write_text(json.dumps(environment | {"processes": 0}))
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1000}\n')
+    assert refused("--resume", run_folder).startswith(f"{run_folder}/environment.json cannot be read: ")
+    assert (run_folder / "metrics.jsonl").read_text().endswith('{"step": 1000}\n')
+
+
+def test_the_name_of_a_folder_does_not_reach_the_terminal(fit, tiny):
+    code, out, err = fit(*tiny, "--runs-dir", "a\x1b[1mb")
+    assert code == 0 and "\x1b" not in out + err and r"a\x1b[1mb/00000-" in out
+
+
 def test_resume_needs_a_run(refused, tmp_path):
     Path("notes").mkdir()
     for name in ("notes", "nowhere"):
@@ -470,10 +531,10 @@ def edited(run_folder, *place, value):
             "the checkpoint in {run} is of another architecture: at 'pairs.",
         ),
         (("model", "kind"), "genesis-v2", "{run}/config.json: model was not written by this version: it differs in "),
-        (("model", "num_slots"), 1, "--model.num-slots is 1: "),
+        (("model", "num_slots"), 1, "{run}/config.json: model: num_slots is 1: "),
         (("model", "kind"), "gnm", "{run}/config.json: model: there is no system 'gnm'; pass its class by systems=["),
         (("train", "steps"), "many", "{run}/config.json: train: steps is 'many', not of its type;"),
-        (("train", "steps"), 0, "--train.steps is 0: it must be 1 or more"),
+        (("train", "steps"), 0, "{run}/config.json: train: steps is 0: it must be from 1 to 1000000000"),
         (("train", "colour"), 1, "{run}/config.json: train was not written by this version: it differs in colour"),
         (("data", "path"), "gone.h5", "no such file or folder: gone.h5"),
     ],
@@ -508,14 +569,14 @@ def full_disk(path):
 
 
 def test_a_disk_that_fills_up_while_training(fit, tiny, finished, monkeypatch, tmp_path):
-    save_file = runs.save_file
+    save_file = checkpoints.save_file
     fill = lambda tensors, path: full_disk(path) if "00000004" in str(path) else save_file(tensors, path)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_file", fill)
+        patch.setattr(checkpoints, "save_file", fill)
         code, out, err = fit(*tiny)
     assert (code, out) == (2, "")
     folder = Path(f"runs/{RUN}")
-    line = f"error: cannot write {folder}/checkpoints/step-00000004: the disk is full; make room and resume the run"
+    line = f"error: cannot write {folder}/checkpoints/step-00000004: the disk is full; make room, then resume or repeat"
     assert err.splitlines()[-1] == line
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
     assert fit("--resume", folder)[0] == 0
@@ -523,13 +584,12 @@ def test_a_disk_that_fills_up_while_training(fit, tiny, finished, monkeypatch, t
 
 
 def test_a_disk_that_is_full_from_the_start(refused, tiny, monkeypatch, tmp_path):
-    def write_text(path, text, **options):
-        path.write_bytes(text[:5].encode())
+    def sync(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     Path("runs").mkdir()
-    monkeypatch.setattr(Path, "write_text", write_text)
-    assert refused(*tiny) == f"cannot write runs/{RUN}/config.json: the disk is full; make room and resume the run"
+    monkeypatch.setattr(runs, "sync", sync)
+    assert refused(*tiny) == f"cannot write runs/{RUN}: the disk is full; make room, then resume or repeat"
 
 
 @pytest.mark.parametrize("room", [10_000, 200_000])
@@ -575,37 +635,47 @@ def last_step(folder):
 LONGER = ["--train.steps", "300", "--train.checkpoint-every", "7", "--train.log-every", "5"]
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tiny, tmp_path):
-    alone = start(*tiny, *LONGER, "--runs-dir", "alone", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The folder of a longer run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    alone = start(*tiny, *LONGER, cwd=folder)
     alone.communicate()
     assert alone.returncode == 0
-    [whole] = (tmp_path / "alone").iterdir()
+    return folder / "runs" / RUN
 
+
+def untimed_metrics(folder):
+    times = ("seconds", "images_per_second")
+    return [{key: value for key, value in row.items() if key not in times} for row in Run(folder).metrics()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_run_stopped_at_random_moments_ends_in_the_same_weights(kind, whole, tiny, tmp_path):
     arguments, folder = [*tiny, *LONGER], tmp_path / "runs" / RUN
     for step in sorted(random.sample(range(10, 280), 4)):
         process = start(*arguments, cwd=tmp_path)
         while last_step(folder) < step:
-            assert process.poll() is None, process.communicate()[1]  # it ended before it could be killed
+            assert process.poll() is None, process.communicate()[1]  # it ended before it could be stopped
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
-        process.kill()
+        process.send_signal(kind)
         process.communicate()
+        assert process.returncode in (-kind, 128 + kind)
         arguments = ["--resume", folder]
     last = start("--resume", folder, cwd=tmp_path)
     out, err = last.communicate()
     assert last.returncode == 0, err
     assert_same_weights(folder, whole)
-    untimed = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in Run(run).metrics()]
-        for run in (folder, whole)
-    ]
-    assert untimed[0] == untimed[1]
+    stops = {row["step"] for row in Run(folder).metrics()} - {row["step"] for row in Run(whole).metrics()}
+    assert [row for row in untimed_metrics(folder) if row["step"] not in stops] == untimed_metrics(whole)
+    assert len(stops) <= (0 if kind == signal.SIGKILL else 4)  # a stop is logged
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000294", "step-00000300"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_a_process_that_is_asked_to_stop(kind, tiny, tmp_path):
     process = start(*tiny, "--train.steps", "100000", "--train.preview-every", "0", cwd=tmp_path)
     wait_for(process, " steps")

@@ -71,6 +71,9 @@ def test_a_model_without_scenes_is_refused(refusal, alone):
 
 def test_mistakes(refusal, run):
     assert refusal(main, run, "--between", "3", "16") == "--between 16: held-out scenes go from 0 to 15"
+    assert refusal(main, run, "--between", "3", "9" * 5000).startswith("--between 999")
+    assert refusal(main, run, "--between", "3", "²").startswith("cannot read image ²")
+    assert refusal(main, run, "--frames", "1001") == "--frames is 1001: it must be from 1 to 1000"
     assert refusal(main, run, "--between", "3", "missing.png").startswith("cannot read image missing.png")
     assert refusal(main, run, "--stride", "1.5") == "--stride is 1.5: it must be 0 or more and below 1"
     assert refusal(main, "nowhere").startswith("nowhere is not a run folder")

@@ -284,7 +284,7 @@ def test_options_of_ones_own(command, refusal, my_module, towers_path):
     assert (code, err) == (0, "")
     assert json.loads(out.partition("\n\n")[0])["model"] == {"kind": "toy", "dim": 7}
     assert "model guide.posterior" in out
-    assert refusal(main_of("fit"), *toy, "--model.dim", "0") == "--model.dim is 0: it must be 1 or more"
+    assert refusal(main_of("fit"), *toy, "--model.dim", "0") == "--model.dim is 0: it must be from 1 to 1000000000"
     assert refusal(main_of("fit"), *toy, "--model.num-slots", "3").startswith(
         "--model.num-slots is no option of toy: it belongs to the systems autoregressive, emorl, genesis-v2, lom, "
     )

@@ -133,8 +133,8 @@ def test_an_engine_that_does_not_start_costs_nothing(command, noise, stopped, re
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--num", "0"], "--num is 0: it must be 1 or more"),
-        (["--seed", "-1"], "--seed is -1: it must not be negative"),
+        (["--num", "0"], "--num is 0: it must be from 1 to 100000000"),
+        (["--seed", "-1"], "--seed is -1: it must be from 0 to 4294967295"),
         (["--workers", "0"], "--workers is 0: it must be from 1 to 256"),
         (["--size", "16"], "--size is 16: it must be from 32 to 512 pixels"),
     ],

@@ -1,6 +1,7 @@
 """report.py: one page with everything inside it, which a browser shows."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -101,3 +102,30 @@ def test_a_browser_shows_it(command, run, tmp_path):
     subprocess.run([BROWSER, *options, f"--screenshot={picture}", f"file://{copy}"], capture_output=True, timeout=120)
     with Image.open(picture) as image:
         assert image.size == (1200, 1600) and len(image.convert("L").resize((60, 80)).getcolors()) > 30
+
+
+def test_pictures_that_are_too_large(command, run):
+    with open(run / "figures" / "huge.png", "wb") as file:
+        file.truncate(65 << 20)
+    code, out, err = command(main, run)
+    assert (code, out) == (2, "") and err.startswith(
+        f"error: {run}/figures: its pictures have 65 MB, which is too much"
+    )
+    assert not (run / "report.html").exists()
+
+
+def test_names_of_pictures_are_escaped(command, run):
+    for name in (b"\xff.png", b"a\x1b[1mb.png"):
+        shutil.copy(next((run / "figures").glob("*.png")), os.path.join(os.fsencode(run / "figures"), name))
+    assert command(main, run)[0] == 0
+    text = (run / "report.html").read_bytes()
+    assert b"\x1b" not in text and rb"\udcff" in text
+
+
+def test_an_edited_page_is_not_replaced(command, run):
+    assert command(main, run)[0] == 0 and command(main, run)[0] == 0
+    page = run / "report.html"
+    page.write_text(page.read_text() + "my notes")
+    code, _, err = command(main, run)
+    assert code == 2 and f"{page}: a file exists there that this command did not write, or that was edited" in err
+    assert page.read_text().endswith("my notes")

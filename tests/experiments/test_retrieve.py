@@ -52,6 +52,6 @@ def test_mistakes(refusal, run, alone):
     assert refusal(main, run, "--queries", "16") == "--queries 16: held-out scenes go from 0 to 15"
     assert refusal(main, run, "--queries") == "--queries needs one or more numbers of held-out scenes, from 0 to 15"
     assert refusal(main, run, "--slot", "3") == "--slot 3: places go from 0 to 2"
-    assert refusal(main, run, "--num-scenes", "0") == "--num-scenes is 0: it must be 1 or more"
+    assert refusal(main, run, "--num-scenes", "0") == "--num-scenes is 0: it must be from 1 to 1000000000"
     assert refusal(main, alone) == f"{alone} has no scene latent and slots to search by: name a run of a LOM"
     assert refusal(main, run, "--num-scenes", "3").startswith("6 principal components need as many scenes")

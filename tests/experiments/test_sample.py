@@ -50,7 +50,7 @@ def test_a_sweep(command, run, tmp_path, monkeypatch):
     [
         ([], "name one or more run folders: sample.py runs/00000-..."),
         (["nowhere"], "nowhere is not a run folder: it has no config.json; name one like runs/00000-..."),
-        (["--temperature", "0"], "--temperature is 0.0: it must be a finite number above 0"),
+        (["--temperature", "0"], "--temperature is 0.0: it must be a finite number above 0, at most 1e30"),
         (["--num-scenes", "101"], "--num-scenes is 101: it must be from 1 to 100"),
     ],
 )

@@ -1,5 +1,7 @@
 """Nearest neighbours as a brute-force search finds them, re-ranked by a slot; an index that survives the disk."""
 
+import os
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -62,6 +64,36 @@ def test_a_damaged_file_is_named(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path} is damaged .*; remove it to build it again$"):
         Index.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scenes": np.zeros((N, DS + 1), np.float32)},
+        {"slots": np.zeros((N + 1, K, DZ), np.float32)},
+        {"slots": np.zeros((N, K), np.float32)},
+        {"projected": np.zeros((N, 5), np.float32)},
+        {"mean": np.zeros((1, DS), np.float32)},
+        {"components": np.zeros(DS, np.float32)},
+        {"mean": np.full(DS, np.nan, np.float32)},
+        {"scenes": np.zeros((N, DS), np.int64)},
+    ],
+    ids=lambda change: " ".join(f"{name} {part.dtype} {part.shape}" for name, part in change.items()),
+)
+def test_parts_that_do_not_fit_together(index, tmp_path, change):
+    path = tmp_path / "index.safetensors"
+    index._replace(**change).save(path, {})
+    with pytest.raises(UserError, match=f"^{path} is damaged .*; remove it to build it again$"):
+        Index.load(path)
+
+
+def test_no_link_and_no_pipe_is_read(index, tmp_path):
+    index.save(tmp_path / "other", {})
+    (tmp_path / "link").symlink_to("other")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(UserError, match=f"^{tmp_path}/{name} is damaged"):
+            Index.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(("num", "dim"), [(5, 12), (50, 4)])

@@ -9,7 +9,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from pyro_lom.data.pictures import fit
-from pyro_lom.data.writer import Scene, stacked
+from pyro_lom.data.writer import Position, Scene, stacked
 from pyro_lom.errors import UserError
 
 BLOCK_BYTES = 16 << 20  # of images in a block: small relative to memory, large enough for efficient writing
@@ -62,6 +62,8 @@ class Reader:
     """Size of the source, in `unit`s."""
     unit: str = "scenes"
     """"B" for bytes, or "scenes"."""
+    place_type: Any = Position
+    """Type of the places, by which a journal is checked."""
 
     def blocks(self, place: Any, damage: Damage) -> Iterator[Block]:
         """Yield the scenes from `place` on, in bounded memory. A `place` of None is the start of the source.

@@ -8,7 +8,7 @@ The readers therefore stream the files.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from pyro_lom.data.importers.block import Damage, Reader, Scene, genesis_splits
 from pyro_lom.data.importers.labels import labels_of_masks, pack_objects, renumber_room
 from pyro_lom.data.importers.tfrecord import Malformed, TFRecordFile, byte_values, float_values, parse_example
+from pyro_lom.data.writer import Position
 from pyro_lom.errors import UserError
 
 MAX_CLEVR6_OBJECTS = 6
@@ -23,10 +24,18 @@ _CLEVR_FLOATS = ("x", "y", "z", "rotation", "visibility")
 _CLEVR_CODES = ("size", "material", "shape", "color")
 
 
+class _Place(TypedDict):
+    record: Position
+    offset: Position
+    undivided: Position
+    moved: Position
+
+
 class _TFRecordReader(Reader, ABC):
     """Base class of the two readers. The constructor raises a UserError if the published file cannot be opened."""
 
     unit = "B"
+    place_type = _Place
     source_size: tuple[int, int]
     crop = (slice(None), slice(None))
     """Rows and columns that are kept."""

@@ -4,24 +4,32 @@ A file contains `image` uint8 (N, H, W, 3), `mask` (N, H, W, 1) with the entity 
 and factors (N, E), (N, E, 1) or (N, E, D). Background entities come first. The images of CLEVR are already cropped.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import h5py
 import numpy as np
 
 from pyro_lom.data.importers.block import BLOCK_BYTES, Block, Damage, Reader, Scene, fitted, stacked
 from pyro_lom.data.importers.labels import pack_objects, renumber_room
-from pyro_lom.data.pictures import reason_of
+from pyro_lom.data.pictures import LARGEST, reason_of
+from pyro_lom.data.self_contained import check_storage, open_hdf5, reading
+from pyro_lom.data.writer import Position
 from pyro_lom.errors import UserError
 
 _NOT_FACTORS = ("image", "mask", "visibility", "num_actual_objects", "num_objects")
-_MAX_CHUNK = 256 << 20  # bytes; HDF5 unpacks a whole chunk at once
+_MAX_BYTES = 1 << 29  # of the scenes that are read at once
+
+
+class _Place(TypedDict):
+    row: Position
+    moved: Position
 
 
 class ObjectCentric(Reader):
-    """Reads one `*-full.hdf5` file.
+    """Reads one `*-full.hdf5` file, which may come from a stranger: `self_contained.py`.
 
     Args:
         num_background: number of background entities. 4 means Objects Room, which is read without factors.
@@ -31,26 +39,22 @@ class ObjectCentric(Reader):
         UserError: the file is damaged, or has another layout.
     """
 
+    place_type = _Place
+
     def __init__(self, path: Path, size: int, num_background: int, max_objects: int | None = None):
         self.path, self.size, self.num_background = path, size, num_background
-        with self._open() as file:
-            try:
-                self._check(file)
-            except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises any of these on damage
-                raise UserError(f"{path} is damaged: {reason_of(error)}; fetch it again") from error
+        with reading(path), open_hdf5(path) as file:
+            self._check(file)
             self.total = len(file["image"])
             self._num_entities = file["visibility"].shape[1]
             self._max_objects = max_objects or self._num_entities - num_background
+            self._at_once = self._scenes_at_once(file)
 
     def blocks(self, place: Any, damage: Damage) -> Iterator[Block]:
         place = place or {"row": 0, "moved": 0}
-        with self._open() as file:
-            height, width = file["image"].shape[1:3]
-            at_once = max(1, BLOCK_BYTES // (3 * height * width))
-            if (chunks := file["image"].chunks) is not None:  # only whole chunks, so that each is unpacked once
-                at_once = max(chunks[0], at_once // chunks[0] * chunks[0])
-            for first in range(place["row"], self.total, at_once):
-                rows = slice(first, min(first + at_once, self.total))
+        with open_hdf5(self.path) as file:
+            for first in range(place["row"], self.total, self._at_once):
+                rows = slice(first, min(first + self._at_once, self.total))
                 place |= {"row": rows.stop}
                 try:
                     block = self._block(file, rows, place, damage)
@@ -63,33 +67,47 @@ class ObjectCentric(Reader):
     def notes(self, place: Any) -> list[str]:
         return [f"in {place['moved']} scenes label 3 was an object and became 4"] if place["moved"] else []
 
-    def _open(self) -> h5py.File:
-        try:
-            return h5py.File(self.path, "r")
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {reason_of(error)}; fetch it again") from error
-
     def _check(self, file: h5py.File) -> None:
         sets = {name: values for name, values in file.items() if isinstance(values, h5py.Dataset) and values.shape}
         if missing := [name for name in ("image", "mask", "visibility") if name not in sets]:
             held = ", ".join(map(str, file)) or "nothing"
             raise UserError(f'{self.path} has no "{missing[0]}" (it holds {held}); name a *-full.hdf5 file')
         image, mask, visibility = sets["image"], sets["mask"], sets["visibility"]
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != 3 or not len(image):
-            raise UserError(f"image in {self.path} is {image.dtype} {image.shape}; expected uint8 (N, H, W, 3)")
+        is_image = image.dtype == np.uint8 and image.ndim == 4 and image.shape[3] == 3 and 0 not in image.shape
+        if not is_image or max(image.shape[1:3]) > LARGEST:
+            found = f"{image.dtype} {image.shape}"
+            raise UserError(
+                f"image in {self.path} is {found}; expected uint8 (N, H, W, 3), at most {LARGEST} pixels a side"
+            )
         if mask.dtype.kind not in "ui" or mask.shape != (*image.shape[:3], 1):
             found, expected = f"{mask.dtype} {mask.shape}", (*image.shape[:3], 1)
             raise UserError(f"mask in {self.path} is {found}; expected integers {expected}")
         for name, values in sets.items():
             if len(values) != len(image):
                 raise UserError(f"{name} in {self.path} has {len(values)} rows, image {len(image)}")
-            if values.chunks and np.prod(values.chunks, dtype=float) * values.dtype.itemsize > _MAX_CHUNK:
-                raise UserError(f"{name} in {self.path} has chunks of {values.chunks}, too large to unpack")
-        if visibility.ndim not in (2, 3) or not self.num_background <= visibility.shape[1] <= 64:
+            if not name.isprintable():
+                raise UserError(f"{name} in {self.path} has no printable name: rename it")
+            check_storage(values, self.path)
+        has_shape = visibility.ndim == 2 or (visibility.ndim == 3 and visibility.shape[2] == 1)
+        is_number = visibility.dtype.kind in "buif"
+        if not (has_shape and is_number and self.num_background <= visibility.shape[1] <= 64):
             raise UserError(
-                f"visibility in {self.path} has shape {visibility.shape}; expected (N, entities), of which "
-                f"{self.num_background} are background: name the right data set"
+                f"visibility in {self.path} is {visibility.dtype} {visibility.shape}; expected numbers (N, entities), "
+                f"of which {self.num_background} are background: name the right data set"
             )
+
+    def _scenes_at_once(self, file: h5py.File) -> int:
+        """Return the number of scenes in a block, which is limited by the memory that they take."""
+        read = [file[name] for name in ("image", "mask", "visibility")] + [
+            values for _, values in self._factor_sets(file)
+        ]
+        num_bytes = sum(math.prod(values.shape[1:]) * values.dtype.itemsize for values in read)
+        if num_bytes > _MAX_BYTES:
+            raise UserError(f"a scene of {self.path} takes {num_bytes >> 20} MiB; expected at most {_MAX_BYTES >> 20}")
+        at_once = max(1, BLOCK_BYTES // num_bytes)
+        chunk = file["image"].chunks[0] if file["image"].chunks else 1
+        whole = max(chunk, at_once // chunk * chunk)  # each chunk is unpacked once
+        return whole if whole * num_bytes <= _MAX_BYTES else at_once
 
     def _block(self, file: h5py.File, rows: slice, place: dict[str, int], damage: Damage) -> Block | None:
         masks, images = file["mask"][rows, ..., 0], file["image"][rows]
@@ -117,12 +135,15 @@ class ObjectCentric(Reader):
     def _factors(self, file: h5py.File, rows: slice) -> dict[str, np.ndarray]:
         """Return the factors of objects, one column per object. Each component of a vector is one factor."""
         factors = {}
-        for name, values in file.items():
-            is_factor = isinstance(values, h5py.Dataset) and name not in _NOT_FACTORS and values.dtype.kind in "uifb"
-            if not is_factor or values.ndim not in (2, 3) or values.shape[1] != self._num_entities:
-                continue
+        for name, values in self._factor_sets(file):
             columns = np.atleast_3d(values[rows])[:, self.num_background :]
             for component in range(columns.shape[2]):
                 key = name if columns.shape[2] == 1 else f"{name}_{component}"
                 factors[key] = columns[..., component]
         return factors
+
+    def _factor_sets(self, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+        for name, values in file.items():
+            is_factor = isinstance(values, h5py.Dataset) and name not in _NOT_FACTORS and values.dtype.kind in "uifb"
+            if is_factor and values.ndim in (2, 3) and values.shape[1] == self._num_entities:
+                yield name, values

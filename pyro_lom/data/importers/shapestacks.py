@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +19,7 @@ from PIL import Image
 
 from pyro_lom.data.importers.block import Damage, Reader, Scene
 from pyro_lom.data.pictures import read_picture, size_text
+from pyro_lom.data.writer import Position
 from pyro_lom.errors import UserError
 
 SPLITS = {"train": "train", "eval": "validation", "test": "test"}  # published name -> name in `Scenes.splits`
@@ -26,8 +27,14 @@ VIEW = (224, 224)
 CROP = (slice(14, 210), slice(14, 210))  # central 196x196 pixels, as in GENESIS
 MAX_BLOCKS = 6
 _VALUE_PER_LABEL = 32
-_SCENARIO = re.compile(r"env_(?:blocks|ccs)-\w+-h=(\d+)-vcom=(\d+)-vpsf=(\d+)-v=\d+$")
-_CAMERA = re.compile(r"-cam_(\d+)-")
+_MAX_LIST = 16 << 20  # bytes of a list of scenarios; the published ones have less than 1 MB
+_SCENARIO = re.compile(r"env_(?:blocks|ccs)-\w+-h=(\d{1,4})-vcom=(\d{1,4})-vpsf=(\d{1,4})-v=\d{1,4}")
+_CAMERA = re.compile(r"-cam_(\d{1,4})-")
+
+
+class _Place(TypedDict):
+    row: Position
+    damaged: list[Position]
 
 
 class ShapeStacks(Reader):
@@ -44,6 +51,7 @@ class ShapeStacks(Reader):
     """
 
     num_background = 1
+    place_type = _Place
 
     def __init__(self, root: Path, size: int, num: int | None = None):
         self.root, self.size = root, size
@@ -91,6 +99,8 @@ class ShapeStacks(Reader):
 
     def _scenarios(self, path: Path) -> list[str]:
         try:
+            if path.stat().st_size > _MAX_LIST or not path.is_file():  # reading a pipe would block
+                raise UserError(f"{path} is no list of scenarios: restore the file")
             names = path.read_text().split()
         except (OSError, UnicodeDecodeError) as error:
             reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror
@@ -98,7 +108,7 @@ class ShapeStacks(Reader):
                 f"cannot read {path}: {reason}; name the folder of ShapeStacks that holds splits/ and recordings/"
             ) from error
         for name in names:
-            if not _SCENARIO.match(name):
+            if not _SCENARIO.fullmatch(name):
                 raise UserError(
                     f"{path} names {name[:80]!r}, no scenario like env_ccs-easy-h=3-vcom=0-vpsf=0-v=1: restore the file"
                 )
@@ -107,13 +117,13 @@ class ShapeStacks(Reader):
     def _views_of(self, scenario: str) -> list[tuple[Path, Path | None]]:
         folder = self.root / "recordings" / scenario
         try:
-            images = [path for path in folder.iterdir() if re.fullmatch(r"rgb-.*-cam_\d+-mono-0\.png", path.name)]
+            images = [path for path in folder.iterdir() if re.fullmatch(r"rgb-.*-cam_\d{1,4}-mono-0\.png", path.name)]
             maps = {
                 camera_of(path): path
                 for place in (folder, self.root / "iseg" / scenario)
                 if place.is_dir()
                 for path in place.iterdir()
-                if re.fullmatch(r"iseg-.*-cam_\d+-mono-0\.map", path.name)
+                if re.fullmatch(r"iseg-.*-cam_\d{1,4}-mono-0\.map", path.name)
             }
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error.strerror}; unpack all of ShapeStacks' recordings") from error
@@ -123,7 +133,7 @@ class ShapeStacks(Reader):
 
     def _scene(self, row: int) -> Scene:
         image, labels = self._views[row]
-        height, *violations = map(int, _SCENARIO.match(image.parent.name).groups())
+        height, *violations = map(int, _SCENARIO.fullmatch(image.parent.name).groups())
         picture = _view(image)
         if picture.mode not in ("RGB", "RGBA"):
             raise UserError(f"{image} is of mode {picture.mode}, not RGB")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyro_lom.data import layout
 from pyro_lom.data.hdf5 import Scenes, read_image_folder, read_scenes, write_scenes
 from pyro_lom.errors import UserError
 
@@ -54,7 +55,7 @@ class TestRoundTrip:
         path = tmp_path / "made" / "on" / "demand" / "toy.h5"
         write_scenes(path, scenes, source="noise", seed=5)
         read = read_scenes(path)
-        for array in (read.images, read.labels, *read.factors.values()):
+        for array in (read.images, read.labels):
             assert isinstance(array, np.memmap)
             assert not array.flags.writeable
         np.testing.assert_array_equal(read.images, scenes.images)
@@ -155,7 +156,7 @@ class TestFailedWrite:
         assert os.listdir(tmp_path) == []
 
     def test_permission_denied(self, tmp_path, scenes, monkeypatch):
-        def deny(*_):
+        def deny(*_, **__):
             raise PermissionError(errno.EACCES, "Unable to open file")
 
         monkeypatch.setattr(h5py, "File", deny)
@@ -191,6 +192,14 @@ class TestForeignFile:
         path = write_foreign(tmp_path / "foreign.h5", attributes, images=scenes.images)
         assert (read_scenes(path).name, read_scenes(path).version) == ("foreign", 0)
 
+    @pytest.mark.parametrize("kind", [">f4", ">i8", "<f2", "?", "u1"])
+    def test_factors_of_any_number_type(self, tmp_path, scenes, kind):
+        values = (10 * scenes.factors["hue"]).astype(kind)
+        path = write_foreign(tmp_path / "foreign.h5", images=scenes.images, **{"factors/hue": values})
+        found = read_scenes(path).factors["hue"]
+        np.testing.assert_array_equal(found, values)
+        assert found.dtype.isnative
+
     def test_compressed_is_read_into_memory(self, tmp_path, scenes):
         with h5py.File(tmp_path / "small.h5", "w") as file:
             file.create_dataset("images", data=scenes.images, compression="gzip")
@@ -222,7 +231,7 @@ class TestRefusedFile:
         assert_refused(lambda: read_scenes(path), path, "truncated or damaged", "truncated file")
 
     def test_permission_denied(self, tmp_path, monkeypatch):
-        def deny(*_):
+        def deny(*_, **__):
             raise PermissionError(errno.EACCES, "Unable to open file")
 
         path = write_foreign(tmp_path / "closed.h5", images=np.zeros((2, 2, 2, 1), np.uint8))
@@ -270,21 +279,116 @@ class TestRefusedFile:
         path = write_foreign(tmp_path / "a.h5", images=scenes.images, labels=scenes.labels)
         assert_refused(lambda: read_scenes(path), path, "num_background")
 
-    @pytest.mark.parametrize("value", [-1, "two"])
+    @pytest.mark.parametrize("value", [-1, "two", 256, 300, 2.0, True, [1, 2], 2**64 - 1])
     def test_num_background(self, tmp_path, scenes, value):
         attributes = {"num_background": value}
         path = write_foreign(tmp_path / "a.h5", attributes, images=scenes.images, labels=scenes.labels)
-        assert_refused(lambda: read_scenes(path), path, "num_background", value)
+        assert_refused(lambda: read_scenes(path), path, "num_background", "expected an integer from 0 to 255")
 
     @pytest.mark.parametrize("shape", [(19, 2), (20,), (20, 2, 2)])
     def test_factors(self, tmp_path, scenes, shape):
         path = write_foreign(tmp_path / "a.h5", images=scenes.images, **{"factors/hue": np.zeros(shape)})
         assert_refused(lambda: read_scenes(path), path, "factors/hue", shape, "(20, max_objects)")
 
-    @pytest.mark.parametrize("bounds", [[0, 21], [-1, 3], [5, 4], [3], [0.0, 3.0]])
+    @pytest.mark.parametrize("kind", ["S3", "O", "c8", "g", [("a", "i4"), ("b", "f4")]], ids=str)
+    def test_factors_of_other_types(self, tmp_path, scenes, kind):
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["images"] = scenes.images
+            file.create_dataset("factors/hue", (20, 2), h5py.string_dtype() if kind == "O" else np.dtype(kind))
+        assert_refused(lambda: read_scenes(path), path, "factors/hue", "(20, 2)", "expected numbers (20, max_objects)")
+
+    @pytest.mark.parametrize("kind", ["references", "arrays of any length"])
+    def test_factors_that_are_no_arrays(self, tmp_path, scenes, kind):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["images"] = scenes.images
+            dtype = h5py.ref_dtype if kind == "references" else h5py.vlen_dtype(np.uint8)
+            file.create_dataset("factors/hue", (20, 2), dtype)
+        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), "factors/hue", "object", "expected numbers")
+
+    @pytest.mark.parametrize("columns", [0, 257])
+    def test_columns_of_factors(self, tmp_path, scenes, columns):
+        path = write_foreign(tmp_path / "a.h5", images=scenes.images, **{"factors/hue": np.zeros((20, columns))})
+        assert_refused(lambda: read_scenes(path), path, f"(20, {columns})", "at most 256 objects")
+
+    def test_factors_are_a_data_set(self, tmp_path, scenes):
+        path = write_foreign(tmp_path / "a.h5", images=scenes.images, factors=np.zeros((20, 2)))
+        assert_refused(lambda: read_scenes(path), path, "factors", "is no group")
+
+    def test_types_are_no_arrays(self, tmp_path, scenes):
+        for name in ("images", "labels", "factors", "factors/hue"):
+            arrays = {"images": scenes.images} | {name: np.dtype("f4")}
+            assert_refused(lambda: read_scenes(write_foreign(tmp_path / "a.h5", **arrays)), name)  # noqa: B023
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_factors_that_are_not_finite(self, tmp_path, scenes, value):
+        hue = np.zeros((20, 2), ">f4")
+        hue[7, 1] = value
+        path = write_foreign(tmp_path / "a.h5", images=scenes.images, **{"factors/hue": hue})
+        assert_refused(lambda: read_scenes(path), path, f"factors/hue in {path} is {value} in scene 7, column 1")
+
+    def test_factors_that_take_the_memory(self, tmp_path, scenes, monkeypatch):
+        monkeypatch.setattr(layout, "_MAX_FACTORS", 20 * 2 * 8)
+        factors = {"factors/hue": np.zeros((20, 2))}
+        assert read_scenes(write_foreign(tmp_path / "a.h5", images=scenes.images, **factors)).factors
+        factors["factors/size"] = np.zeros((20, 1), np.uint8)
+        path = write_foreign(tmp_path / "a.h5", images=scenes.images, **factors)
+        assert_refused(lambda: read_scenes(path), f"the factors in {path} take more than")
+
+    def test_a_label_array_without_values(self, tmp_path, scenes):
+        path = write_foreign(tmp_path / "a.h5", images=scenes.images, labels=h5py.Empty("u1"))
+        assert_refused(lambda: read_scenes(path), path, "labels", "uint8 None")
+
+    @pytest.mark.parametrize("shape", [(3, 0, 8, 1), (3, 8, 0, 3)])
+    def test_sides_of_zero(self, tmp_path, shape):
+        path = write_foreign(tmp_path / "a.h5", images=np.zeros(shape, np.uint8))
+        assert_refused(lambda: read_scenes(path), path, "empty", shape)
+
+    @pytest.mark.parametrize("shape", [(1, 8193, 2, 1), (1, 2, 8193, 1), (10**8 + 1, 1, 1, 1)])
+    def test_sizes_have_bounds(self, tmp_path, shape):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("images", shape, np.uint8)
+        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), shape, "at most 100000000 scenes of at most 8192 pixels")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [
+            ("version", np.inf, "the attribute version in .* is inf; expected an integer"),
+            ("version", "3", "the attribute version in .* is '3'; expected an integer"),
+            ("version", np.arange(1000), "the attribute version in .* is array"),
+            ("version", 10**15, "the attribute version in .* is 1000000000000000; expected an integer from 0 to 2147"),
+            ("version", None, "the attribute version in .* is missing"),
+            ("name", 7, "the attribute name in .* expected a string"),
+            ("name", ["a", "b"], "the attribute name in .* expected a string"),
+            ("name", None, "the attribute name in .* is missing"),
+            ("format_version", "new", "the attribute format_version in .* is 'new'; expected an integer"),
+            ("format_version", None, "the attribute format_version in .* is missing"),
+        ],
+    )
+    def test_attributes_of_our_own_files(self, tmp_path, scenes, name, value, reason):
+        write_scenes(tmp_path / "toy.h5", scenes, source="noise", seed=5)
+        with h5py.File(tmp_path / "toy.h5", "a") as file:
+            del file.attrs[name]
+            if value is not None:
+                file.attrs[name] = value
+        with pytest.raises(UserError, match=reason):
+            read_scenes(tmp_path / "toy.h5")
+
+    def test_more_splits_than_make_sense(self, tmp_path, scenes):
+        attributes = {f"split_{k}": [0, 1] for k in range(101)}
+        path = write_foreign(tmp_path / "a.h5", attributes, images=scenes.images)
+        assert_refused(lambda: read_scenes(path), path, "101 splits", "at most 100")
+
+    @pytest.mark.parametrize("bounds", [[0, 21], [-1, 3], [5, 4], [3], [0.0, 3.0], [2**63, 3], ["a", "b"], [[0, 3]]])
     def test_split_range(self, tmp_path, scenes, bounds):
         path = write_foreign(tmp_path / "a.h5", {"split_test": bounds}, images=scenes.images)
-        assert_refused(lambda: read_scenes(path), path, "split_test", bounds, "0..20")
+        assert_refused(lambda: read_scenes(path), path, "split_test", "expected [start, stop] within 0..20")
+
+    def test_a_split_of_a_million_numbers(self, tmp_path, scenes):
+        with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+            file["images"] = scenes.images
+            file.attrs["split_test"] = np.zeros(10**6, int)
+        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), "split_test", "of shape (1000000,)")
 
     def test_splits_that_overlap(self, tmp_path, scenes):
         splits = {"split_train": [0, 12], "split_test": [10, 20]}
@@ -365,6 +469,15 @@ class TestImageFolder:
         (folder / "notes.txt").write_text("")
         assert_refused(lambda: read_scenes(folder), "no images", folder, ".png")
 
+    def test_more_than_fits_into_memory(self, folder, monkeypatch):
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (8, 8)).save(folder / name)
+        assert len(read_scenes(folder, (4, 4)).images) == 2
+        with pytest.raises(
+            UserError, match="^2 images of 20000x20000 in .* take more than 1 GiB .* import images .*photos"
+        ):
+            read_scenes(folder, (20_000, 20_000))
+
     def test_unreadable(self, folder):
         Image.new("RGB", (50, 60)).save(folder / "a.png")
         (folder / "b.png").write_bytes(b"not an image")
@@ -377,4 +490,4 @@ class TestImageFolder:
 
     def test_more_than_eight_bits(self, folder):
         Image.fromarray(np.full((6, 5), 40_000, np.uint16)).save(folder / "deep.png")
-        assert_refused(lambda: read_scenes(folder), folder / "deep.png", "I;16")
+        assert_refused(lambda: read_scenes(folder), folder / "deep.png", "more than 8 bits")

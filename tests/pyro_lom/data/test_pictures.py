@@ -1,6 +1,7 @@
 """Pictures are read as they are, or refused in one line."""
 
 import os
+import struct
 import zlib
 
 import numpy as np
@@ -34,11 +35,166 @@ def test_labels_are_never_mixed(tmp_path, labels):
     np.testing.assert_array_equal(resized, labels[:, 1:11][1::2, 1::2])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_labels_in_colour_are_refused(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=f"mask.png is of mode {mode}; labels are numbers 0..255: save it as 8-bit"):
         read_labels(tmp_path / "mask.png")
+
+
+def png(width, height, bits, colour, rows, *, before=b""):
+    """A PNG file from its header and its rows of bytes. `before` are chunks before the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    content = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+GREY, RGB, GREY_ALPHA = 0, 2, 4
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_labels_of_few_bits_would_be_scaled(tmp_path, bits):
+    (tmp_path / "mask.png").write_bytes(png(8, 2, bits, GREY, [bytes(bits)] * 2))
+    with pytest.raises(UserError, match=f"mask.png has grey values of {bits} bits; labels are numbers 0..255: save"):
+        read_labels(tmp_path / "mask.png")
+
+
+def test_labels_in_jpeg_would_be_mixed(tmp_path, labels):
+    Image.fromarray(labels).save(tmp_path / "mask.png", format="JPEG")
+    with pytest.raises(UserError, match="mask.png .it is no PNG file, or damaged.; mend or remove it"):
+        read_labels(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("colour", [GREY, RGB, GREY_ALPHA])
+def test_sixteen_bits_are_refused_in_every_mode(tmp_path, colour):
+    row = bytes(16 * {GREY: 1, RGB: 3, GREY_ALPHA: 2}[colour])
+    (tmp_path / "deep.png").write_bytes(png(8, 4, 16, colour, [row] * 4))
+    for read in (read_rgb, read_labels):
+        with pytest.raises(UserError, match="deep.png has more than 8 bits a channel; save it with 8$"):
+            read(tmp_path / "deep.png")
+
+
+FORMATS = ["BMP", "GIF", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PDF", "JPEG2000", "EPS"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_formats_are_refused_under_any_name(tmp_path, name, monkeypatch):
+    """Pillow starts Ghostscript for EPS."""
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("a program was started"))
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "file.png", format=name)
+    with pytest.raises(UserError, match="file.png .it is no PNG or JPEG file, or damaged.; mend or remove it"):
+        read_rgb(tmp_path / "file.png")
+
+
+def test_a_jpeg_file_may_be_called_png(tmp_path):
+    Image.new("L", (4, 4), 90).save(tmp_path / "a.png", format="JPEG")
+    assert (read_rgb(tmp_path / "a.png") == 90).all()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, format, orientation):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255  # the upper left quarter
+    stored = Image.fromarray(pixels)
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's numbers of the inverse operations
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(back[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", format=format, exif=exif, **({"quality": 100} if format == "JPEG" else {}))
+    np.testing.assert_allclose(read_rgb(tmp_path / "a.png").astype(int), pixels, atol=3)
+
+
+def test_metadata_that_are_damaged_do_not_turn_an_image(tmp_path):
+    Image.new("RGB", (4, 6), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_rgb(tmp_path / "a.jpg").shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+def test_transparent_pixels_have_no_colour(tmp_path, mode):
+    path = tmp_path / "a.png"
+    if mode in ("P", "L"):
+        image = Image.new(mode, (4, 4), 1)
+        if mode == "P":
+            image.putpalette([255, 0, 0, 0, 255, 0])
+        image.save(path, transparency=1)
+    else:
+        image = Image.new(mode, (4, 4))
+        image.putalpha(Image.new("L", (4, 4), 254))
+        image.save(path)
+    with pytest.raises(UserError, match="a.png has transparent pixels; put it on a background and save it without"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_modes_become_rgb(tmp_path, mode):
+    grey = Image.fromarray(np.kron([[0, 255], [255, 0]], np.ones((4, 4))).astype(np.uint8))
+    grey.convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.asarray(grey)[..., None].repeat(3, -1))
+
+
+def test_colours_for_printers_are_refused(tmp_path):
+    Image.new("CMYK", (4, 4)).save(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="a.jpg is of mode CMYK; save it as grey or RGB$"):
+        read_rgb(tmp_path / "a.jpg")
+
+
+def test_animations_are_refused(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="a.png is an animation of 3 frames; save one of them$"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_of_several_pictures_of_a_camera_the_first_counts(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (40, 200)]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert (read_rgb(tmp_path / "a.jpg") == 40).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 4), (4, 0), (0, 0)])
+def test_sides_of_zero(tmp_path, width, height):
+    (tmp_path / "a.png").write_bytes(png(width, height, 8, GREY, [bytes(width)] * height))
+    with pytest.raises(UserError, match="cannot read image .*a.png"):
+        read_rgb(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("cut", [5, 13, 30, 0.05, 0.5, 0.95])
+def test_files_that_are_cut_short(tmp_path, name, cut):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    size = path.stat().st_size
+    os.truncate(path, size - (cut if cut >= 1 else int(cut * size)))
+    with pytest.raises(UserError, match=f"cannot read image .*{name}"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_metadata_that_unpack_to_gigabytes(tmp_path, kind):
+    packed = zlib.compress(bytes(200 << 20))
+    content = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind] + packed
+    (tmp_path / "a.png").write_bytes(png(4, 4, 8, GREY, [bytes(4)] * 4, before=chunk(kind, content)))
+    with pytest.raises(UserError, match="cannot read image .*a.png .*; mend or remove it"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_files_of_more_bytes_than_a_picture_has(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.truncate(tmp_path / "a.png", 300 << 20)
+    with pytest.raises(UserError, match="a.png has more than 256 MiB: save it in a smaller file"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_files_of_another_system_are_left_out(tmp_path):
+    for name in ("a.png", "._a.png", ".hidden.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    assert image_paths(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_fit_keeps_the_centre():

@@ -30,7 +30,7 @@ def images():
 @pytest.fixture(params=LAYOUTS)
 def on_disk(request, tmp_path, images, monkeypatch):
     """The images in a file that is too large for memory, as `Scenes`."""
-    monkeypatch.setattr(stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(stored, "IN_MEMORY", 100)
     with h5py.File(tmp_path / "scenes.h5", "w") as file:
         file.create_dataset("images", data=images, **LAYOUTS[request.param])
     return read_scenes(tmp_path / "scenes.h5")
@@ -124,7 +124,7 @@ def test_small_compressed_arrays_are_in_memory(tmp_path, images):
 
 
 def test_damage_shows_when_it_is_read(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(stored, "IN_MEMORY", 100)
     path = tmp_path / "scenes.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("images", data=images, **LAYOUTS["chunks of 7"])

@@ -187,25 +187,50 @@ class TestEnsure:
         after = path.stat()
         assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
-    @pytest.mark.parametrize("damage", ["truncated", "empty", "no HDF5", "without images"])
-    def test_a_damaged_file_is_made_again(self, path, damage):
+    @pytest.mark.parametrize("kind", ["truncated", "empty", "no HDF5", "folder", "dangling link"])
+    def test_what_cannot_be_read_is_left_alone(self, path, kind):
         ensure_towers(path)
-        if damage == "without images":
-            with h5py.File(path, "r+") as file:
-                del file["images"]
+        content = path.read_bytes()
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "dangling link":
+            path.symlink_to("nowhere")
         else:
-            content = path.read_bytes()
-            path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "no HDF5": b"towers"}[damage])
-        self.check(ensure_towers(path))
+            path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "no HDF5": b"towers"}[kind])
+        before = path.lstat()
+        with pytest.raises(UserError, match=f"{path}.*; rename or remove it, and towers are rendered$"):
+            ensure_towers(path)
+        assert path.lstat() == before
 
-    @pytest.mark.parametrize("change", [dict(version=towers.VERSION - 1), dict(name="castles")], ids=str)
-    def test_a_file_of_another_version_or_data_set_is_made_again(self, path, change):
+    @pytest.mark.parametrize(
+        ("change", "found"),
+        [
+            ({"version": towers.VERSION - 1}, f"towers, version {towers.VERSION - 1}, 32x32"),
+            ({"name": "castles"}, f"castles, version {towers.VERSION}, 32x32"),
+            (
+                {"images": np.zeros((4, 64, 64, 3), np.uint8), "labels": None},
+                f"towers, version {towers.VERSION}, 64x64",
+            ),
+        ],
+    )
+    def test_other_scenes_are_left_alone(self, path, change, found):
         write_scenes(path, replace(make_towers(4), **change), source="a test", seed=0)
-        self.check(ensure_towers(path))
+        before = path.read_bytes()
+        with pytest.raises(
+            UserError, match=f"^{path} holds {found}; expected towers, version {towers.VERSION}, 32x32: "
+        ):
+            ensure_towers(path)
+        assert path.read_bytes() == before
 
-    def test_a_file_of_another_size_is_made_again(self, path):
-        ensure_towers(path, 64)
-        self.check(ensure_towers(path))
+    def test_a_file_of_the_user_is_left_alone(self, path):
+        path.parent.mkdir()
+        with h5py.File(path, "w") as file:
+            file["images"] = np.full((4, 32, 32, 3), 77, np.uint8)
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=f"^{path} holds towers, version 0, 32x32; expected towers, version"):
+            ensure_towers(path)
+        assert path.read_bytes() == before
 
     def test_what_cannot_be_written_is_told(self, path):
         path.parent.write_text("a file where a folder should be")

@@ -155,16 +155,155 @@ def test_damaged_remains(path, blocks):
     with pytest.raises(UserError, match="images is shorter than its journal says: remove"):
         SceneWriter(path, {})
     journal.write_text(text[:20])
-    with pytest.raises(UserError, match="journal.json is damaged: remove"):
+    with pytest.raises(UserError, match=r"journal.json is damaged \(Input data was truncated\): remove"):
         SceneWriter(path, {})
 
 
-def test_blocks_of_another_kind_are_a_mistake_of_ours(path, blocks):
+@pytest.fixture
+def unfinished(path, blocks):
+    """The folder of an unfinished file of four scenes."""
+    with pytest.raises(KeyboardInterrupt), SceneWriter(path, {"seed": 5}) as writer:
+        writer.append(*blocks[0])
+        raise KeyboardInterrupt
+    return writer.folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arrays": {"../../victim": ["|u1", [6, 5, 3]]}},
+        {"arrays": {"/etc/passwd": ["|u1", [6, 5, 3]]}},
+        {"arrays": {"factors./../../victim": ["|u1", [6, 5, 3]]}},
+        {"arrays": {"factors.": ["|u1", [6, 5, 3]]}},
+        {"arrays": {"images\n": ["|u1", [6, 5, 3]]}},
+        {"arrays": {"images": ["|O8", [6, 5, 3]]}},
+        {"arrays": {"images": ["|u1", [-6, 5, 3]]}},
+        {"arrays": {"images": ["|u1", [6, 5, 3, 1]]}},
+        {"arrays": {"images": ["|u1", [2**70]]}},
+        {"arrays": {"images": "|u1"}},
+        {"arrays": ["images"]},
+        {"num_scenes": -1},
+        {"num_scenes": 4.5},
+        {"num_scenes": "4"},
+        {"num_scenes": 10**400},
+        {"made_by": None},
+        {"made_by": [1, 2]},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+def test_a_journal_is_checked(path, unfinished, changes):
+    victim = path.parent / "victim"
+    victim.write_text("precious")
+    journal = unfinished / "journal.json"
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | changes))
+    with pytest.raises(UserError, match=f"^{journal} is damaged .*: remove {unfinished}$"):
+        SceneWriter(path, {"seed": 5})
+    assert victim.read_text() == "precious" and (unfinished / "images").stat().st_size == 4 * 6 * 5 * 3
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", "[" * 10**5, '{"made_by": ' * 10**5, "\xff"])
+def test_a_journal_that_is_none(path, unfinished, content):
+    (unfinished / "journal.json").write_text(content, encoding="latin1")
+    with pytest.raises(UserError, match="journal.json is damaged .*: remove"):
+        SceneWriter(path, {"seed": 5})
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.json", "images", "labels", "factors.hue"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_nothing_but_files_in_the_folder(path, unfinished, name, kind, blocks):
+    victim = path.parent / "victim"
+    victim.write_text("precious" * 100)
+    (unfinished / name).unlink()
+    if kind == "link":
+        (unfinished / name).symlink_to(victim)
+    else:
+        os.mkfifo(unfinished / name) if kind == "pipe" else (unfinished / name).mkdir()
+    with pytest.raises(UserError, match=f"^cannot write {path}: "):
+        SceneWriter(path, {"seed": 5})
+    assert victim.read_text() == "precious" * 100
+
+
+def test_a_folder_of_the_user_is_left_alone(path, blocks):
+    """A folder that has the name of the unfinished file."""
+    folder = path.with_name(".toy.h5.partial")
+    folder.mkdir(parents=True)
+    for name in ("images", "notes.txt"):
+        (folder / name).write_text("precious")
+        with pytest.raises(
+            UserError, match=f"^{folder} is needed for the unfinished file, but was made by someone else"
+        ):
+            SceneWriter(path, {})
+    assert [(folder / name).read_text() for name in os.listdir(folder)] == ["precious"] * 2
+
+
+def test_a_link_to_a_folder_of_the_user(path, tmp_path):
+    path.parent.mkdir()
+    (tmp_path / "mine").mkdir()
+    path.with_name(".toy.h5.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is needed for the unfinished file, but was made by someone else: rename it$"):
+        SceneWriter(path, {})
+    assert os.listdir(tmp_path / "mine") == []
+
+
+def test_what_the_user_adds_to_the_folder_stays(path, unfinished, blocks):
+    (unfinished / "notes.txt").write_text("precious")
+    with SceneWriter(path, {"seed": 5}) as writer:
+        for block in blocks[1:]:
+            writer.append(*block)
+        writer.finish(**FINISH)
+    assert len(read_scenes(path).images) == 9
+    assert os.listdir(unfinished) == ["notes.txt"]
+
+
+def test_goes_on_after_a_kill_within_the_first_block(path, blocks):
+    with pytest.raises(KeyboardInterrupt), SceneWriter(path, {}) as writer:
+        raise KeyboardInterrupt
+    for name in ("images", "factors.hue"):
+        (writer.folder / name).write_bytes(b"half a block")
+    (writer.folder / ".journal.json.01234567.partial").write_text("half a journal")
+    with SceneWriter(path, {}) as writer:
+        for block in blocks:
+            writer.append(*block)
+        writer.finish(**FINISH)
+    assert_holds(path, blocks)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_goes_on_after_a_kill_while_the_folder_is_removed(path, blocks, monkeypatch, number):
+    removed = []
+
+    def killed(file, missing_ok=False, unlink=Path.unlink):
+        if file.parent.name == ".toy.h5.partial" and not file.name.endswith(".partial"):
+            if len(removed) == number:
+                raise KeyboardInterrupt
+            removed.append(file.name)
+        unlink(file, missing_ok)
+
+    def write():
+        with SceneWriter(path, {}) as writer:
+            assert writer.num_scenes == 0
+            for block in blocks:
+                writer.append(*block)
+            writer.finish(**FINISH)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        write()
+    assert len(removed) == number and len(read_scenes(path).images) == 9
+    path.unlink()
+    write()
+    assert_holds(path, blocks)
+
+
+def test_blocks_of_another_kind_are_refused(path, blocks):
     images, labels, factors = blocks[0]
     with SceneWriter(path, {}) as writer:
         writer.append(images, labels, factors)
         for block in [(images[:, :5], labels[:, :5], factors), (images, None, factors), (images, labels, {})]:
-            with pytest.raises(ValueError, match="follows blocks"):
+            with pytest.raises(
+                UserError, match="toy.h5.partial holds scenes of another type or shape, which are removed"
+            ):
                 writer.append(*block)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from pyro_lom.training.non_finite import NonFiniteLoss, NonFiniteWatch
 from pyro_lom.training.phase import Phase
 from pyro_lom.training.progress import pair_line
 from pyro_lom.training.runs import Run
+from pyro_lom.training.signals import STOP_SIGNALS
 from pyro_lom.training.step import TrainingStep
 from pyro_lom.training.trainer import Interrupted, Trainer
 
@@ -45,7 +47,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the program may answer it."""
 
 
-def make_trainer(folder, *, orderless_first=IN_TURN, seed=0, at=None, phases=None, **options):
+def make_trainer(folder, *, orderless_first=IN_TURN, seed=0, at=None, phases=None, images=IMAGES, **options):
     """A trainer on a run in `folder`; `at` maps steps to what happens after them."""
     folder.mkdir(exist_ok=True)
     config = tiny_config(networks="compact", schedule=LomSchedule(orderless_first=orderless_first))
@@ -56,7 +58,7 @@ def make_trainer(folder, *, orderless_first=IN_TURN, seed=0, at=None, phases=Non
     return Trainer(
         Fabric(accelerator="cpu", devices=1),
         Objective(system),
-        IMAGES,
+        images,
         phases or config.model.phases(system, config.train),
         Run(folder),
         seed=seed,
@@ -67,6 +69,17 @@ def make_trainer(folder, *, orderless_first=IN_TURN, seed=0, at=None, phases=Non
 
 def kill():
     raise Killed
+
+
+class Stop:
+    """A signal to this process, when it is called; it counts what ran after it."""
+
+    def __init__(self, kind):
+        self.kind, self.went_on = kind, False
+
+    def __call__(self):
+        os.kill(os.getpid(), self.kind)
+        self.went_on = True
 
 
 def final_weights(folder):
@@ -145,17 +158,18 @@ def test_however_images_come_to_the_device_the_run_is_the_same(tmp_path, uninter
     assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 4, 7])  # 4: it is obeyed after the last step of the first phase
-def test_a_signal_saves_and_stops(tmp_path, uninterrupted, kind, step):
-    before = signal.getsignal(kind)
-    stopped = make_trainer(tmp_path, at={step: lambda: os.kill(os.getpid(), kind)})
+# At 4, a signal is obeyed after the last step of the first phase.
+@pytest.mark.parametrize(("kind", "step"), [(signal.SIGTERM, 1), *((kind, 4) for kind in STOP_SIGNALS)])
+def test_a_signal_during_a_preview_saves_and_stops(tmp_path, uninterrupted, kind, step):
+    before, stop = signal.getsignal(kind), Stop(kind)
+    stopped = make_trainer(tmp_path, at={step: stop})
     with pytest.raises(
         Interrupted, match=f"^stopped by {kind.name} after step {step + 1}, .*--resume {tmp_path} "
-    ) as stop:
+    ) as interrupted:
         stopped.fit()
-    assert stop.value.signal_number == kind
+    assert interrupted.value.signal_number == kind
     assert signal.getsignal(kind) is before
+    assert not stop.went_on  # drawing, which may take longer than a scheduler waits, ended at once
     assert Run(tmp_path).checkpoints()[-1].name == f"step-{step + 1:08d}"
     assert steps_logged(tmp_path)[-1] == step + 1
 
@@ -164,6 +178,69 @@ def test_a_signal_saves_and_stops(tmp_path, uninterrupted, kind, step):
     assert resumed.step == step + 1
     resumed.fit()
     assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
+
+
+# Twelve batches are inferred before step 6, the first one of the ordered pair.
+@pytest.mark.parametrize(("kind", "done"), [*((kind, 0) for kind in STOP_SIGNALS), (signal.SIGTERM, 11)])
+def test_a_signal_while_posteriors_are_inferred_stops_before_the_next_batch(
+    tmp_path, uninterrupted, monkeypatch, kind, done
+):
+    made, calls = make_trainer(tmp_path), []
+    orderless = made.objective.pairs["orderless"].guide
+    infer = orderless.infer
+
+    def infer_and_stop(images):
+        calls.append(made.step)
+        if calls.count(5) == done + 1:
+            os.kill(os.getpid(), kind)
+        return infer(images)
+
+    orderless.infer = infer_and_stop
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Interrupted, match=f"^stopped by {kind.name} after step 5, and "),
+    ):
+        patch.setattr(trainer_module, "_BATCH", 1)
+        made.fit()
+    assert calls.count(5) == done + 1
+    assert Run(tmp_path).load_checkpoint()[0].step == 5
+    resumed = make_trainer(tmp_path)
+    resumed.resume()
+    resumed.fit()
+    assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
+    assert untimed_metrics(tmp_path) == uninterrupted[IN_TURN][1]
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_a_signal_during_preparation_stops_before_the_next_step(tmp_path, phase):
+    made = make_trainer(tmp_path)
+    made.phases[phase] = replace(made.phases[phase], prepare=Stop(signal.SIGUSR1))
+    with pytest.raises(Interrupted, match=f"^stopped by SIGUSR1 after step {5 * phase}, and saved; "):
+        made.fit()
+    assert Run(tmp_path).load_checkpoint()[0].step == 5 * phase
+
+
+def test_a_run_that_was_stopped_before_its_first_step_keeps_its_weights(tmp_path):
+    """They may be of another run, or of a module of the user, and a resumed run initialises its own."""
+    made = make_trainer(tmp_path)
+    made.phases[0] = replace(made.phases[0], prepare=Stop(signal.SIGTERM))
+    with torch.no_grad():
+        next(made.objective.parameters()).fill_(0.25)
+    with pytest.raises(Interrupted):
+        made.fit()
+    resumed = make_trainer(tmp_path)
+    resumed.resume()
+    assert_same(dict(resumed.objective.state_dict()), dict(made.objective.state_dict()))
+
+
+def test_a_closed_terminal_does_not_stop_what_ignores_it(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        stop = Stop(signal.SIGHUP)
+        make_trainer(tmp_path, at={1: stop}).fit()
+        assert stop.went_on and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
@@ -234,14 +311,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, weight, value, log_ev
         "the loss is not finite: site ordered/z first became NaN or infinite in step 5; "
         f"the last good checkpoint is {tmp_path}/checkpoints/step-00000003"
     )
-    assert_only_finite_checkpoints(tmp_path, [3])
+    assert_only_finite_checkpoints(tmp_path, [0, 3])
 
 
 def test_pictures_do_not_hide_the_first_bad_step(tmp_path, weight):
     at = {}
     made = make_trainer(tmp_path, orderless_first=AT_ONCE, at=at, log_every=100, checkpoint_every=100)
     at[1] = poison(made, weight)
-    with pytest.raises(NonFiniteLoss, match="in step 2; there is no checkpoint yet"):
+    with pytest.raises(NonFiniteLoss, match="in step 2; the last good checkpoint is .*/step-00000000"):
         made.fit()
 
 
@@ -255,9 +332,9 @@ def test_bad_images_are_found_at_their_site(tmp_path, monkeypatch):
         return images / 255 if seen < 5 else torch.full(images.shape, math.nan)
 
     monkeypatch.setattr(trainer_module, "to_float", to_float)
-    with pytest.raises(NonFiniteLoss, match="site orderless/x.* first became NaN or infinite in step 5;"):
+    with pytest.raises(NonFiniteLoss, match="site orderless/x, .* first became NaN or infinite in step 5;"):
         make_trainer(tmp_path, orderless_first=AT_ONCE).fit()
-    assert_only_finite_checkpoints(tmp_path, [3])
+    assert_only_finite_checkpoints(tmp_path, [0, 3])
 
 
 def test_a_bad_gradient_of_a_finite_loss_is_not_saved(tmp_path, weight):
@@ -270,7 +347,7 @@ def test_a_bad_gradient_of_a_finite_loss_is_not_saved(tmp_path, weight):
         NonFiniteLoss, match=f"weights are not finite: {weight} became NaN or infinite by step 6; the last"
     ):
         made.fit()
-    assert_only_finite_checkpoints(tmp_path, [3])
+    assert_only_finite_checkpoints(tmp_path, [0, 3])
 
 
 def test_nothing_bad_is_saved_when_a_signal_arrives(tmp_path, weight):
@@ -284,7 +361,7 @@ def test_nothing_bad_is_saved_when_a_signal_arrives(tmp_path, weight):
     at[4] = spoil_and_stop
     with pytest.raises(NonFiniteLoss, match="in step 5"):
         made.fit()
-    assert_only_finite_checkpoints(tmp_path, [3])
+    assert_only_finite_checkpoints(tmp_path, [0, 3])
 
 
 # Phases.
@@ -354,22 +431,114 @@ def test_a_phase_of_no_steps_is_left_out(tmp_path, uninterrupted):
     assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
 
 
-def test_a_checkpoint_of_another_phase_is_refused(tmp_path):
+# Checkpoints of other trainings. The run stays as it was.
+
+
+def refused(folder, trainer):
+    """The line with which `trainer` refuses to resume the run in `folder`."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as refusal:
+        trainer.resume()
+    assert "\n" not in str(refusal.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The folder of a run that was killed in its second phase, with a checkpoint at step 6."""
+    folder = tmp_path_factory.mktemp("begun")
     with pytest.raises(Killed):
-        make_trainer(tmp_path, at={4: kill}).fit()
-    ordered_only = [Phase(steps=NUM_STEPS, batch_size=2, learning_rate=1e-3, pairs=("ordered",))]
-    changed = make_trainer(tmp_path, phases=ordered_only)
-    changed.resume()
-    with pytest.raises(UserError, match="was training pairs.orderless.* does not train at step 3 .*config.json"):
-        changed.fit()
+        make_trainer(folder, at={8: kill}).fit()
+    return folder
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
-    make_trainer(tmp_path).fit()
-    other = make_trainer(tmp_path)
+@pytest.fixture
+def stopped(begun, tmp_path):
+    """A copy of it, to damage."""
+    return shutil.copytree(begun, tmp_path / "stopped")
+
+
+def test_a_checkpoint_of_another_phase_is_refused(stopped):
+    orderless_only = [Phase(steps=NUM_STEPS, batch_size=2, learning_rate=1e-3, pairs=("orderless",))]
+    line = refused(stopped, make_trainer(stopped, phases=orderless_only))
+    assert line.startswith(f"the optimiser in the checkpoint in {stopped} is of another training: at 'pairs.orderless.")
+    assert line.endswith(" expected; restore its config.json")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(stopped):
+    other = make_trainer(stopped)
     other.objective.extra = torch.nn.Linear(2, 3)
-    with pytest.raises(UserError, match="another architecture: at 'extra.weight' the model has shape .3, 2., the"):
-        other.resume()
+    expected = (
+        "another architecture: at 'extra.weight' there is nothing, but float32 (3, 2) is expected; use the preset"
+    )
+    assert expected in refused(stopped, other)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(stopped):
+    short = make_trainer(stopped, phases=[Phase(steps=5, batch_size=2, learning_rate=1e-3)])
+    line = f"the checkpoint in {stopped} is at step 6, but this configuration has 5 steps: restore the config.json"
+    assert refused(stopped, short).startswith(line)
+
+
+@pytest.mark.parametrize("images", [IMAGES[::-1], IMAGES[:-1], make_towers(12, seed=2).images], ids=len)
+def test_other_data_are_refused(stopped, images):
+    assert "was trained on other images" in refused(stopped, make_trainer(stopped, images=images))
+
+
+def changed(optimizer, **slots):
+    """The state with other slots of its first parameter, which has more than one element; None leaves a slot out."""
+    first = next(key.rsplit("/", 1)[0] for key, tensor in optimizer.items() if tensor.numel() > 1)
+    other = optimizer | {f"{first}/{slot}": tensor for slot, tensor in slots.items()}
+    return {key: tensor for key, tensor in other.items() if tensor is not None}
+
+
+OTHER_STATES = {
+    "empty": lambda state: {},
+    "no step": lambda state: changed(state, step=None),
+    "no moments": lambda state: changed(state, exp_avg=None, exp_avg_sq=None),
+    "no parameter": lambda state: changed(state, step=None, exp_avg=None, exp_avg_sq=None),
+    "a slot too many": lambda state: changed(state, max_exp_avg_sq=torch.zeros(1)),
+    "a parameter too many": lambda state: state | {"pairs.none/step": torch.tensor(1.0)},
+    "no slash": lambda state: state | {"step": torch.tensor(1.0)},
+    "one element": lambda state: changed(state, exp_avg=torch.zeros(1)),
+    "no element": lambda state: changed(state, exp_avg_sq=torch.zeros(0)),
+    "transposed": lambda state: {key: tensor.T if tensor.ndim == 2 else tensor for key, tensor in state.items()},
+    "steps of each element": lambda state: changed(state, step=torch.ones(3)),
+    "float16": lambda state: {key: tensor.half() for key, tensor in state.items()},
+    "float64": lambda state: {key: tensor.double() for key, tensor in state.items()},
+    "int64": lambda state: {key: tensor.long() for key, tensor in state.items()},
+    "bool": lambda state: changed(state, step=torch.tensor(True)),
+    "a negative step": lambda state: changed(state, step=torch.tensor(-1.0)),
+    "a step in the future": lambda state: changed(state, step=torch.tensor(7.0)),
+    "nan": lambda state: changed(state, step=torch.tensor(math.nan)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_STATES)
+def test_other_states_of_the_optimiser_are_refused(stopped, kind):
+    """Fused Adam checks nothing: it would write beyond the end of a tensor of one element."""
+    progress, weights, optimizer = Run(stopped).load_checkpoint()
+    Run(stopped).save_checkpoint(progress, weights, OTHER_STATES[kind](optimizer))
+    line = refused(stopped, make_trainer(stopped))
+    assert (
+        line.startswith(f"the optimiser in the checkpoint in {stopped} is of another") or "is NaN or infinite" in line
+    )
+
+
+def test_an_optimiser_may_have_seen_no_gradient_of_a_parameter(tmp_path):
+    def with_a_spare(**options):
+        made = make_trainer(tmp_path, orderless_first=AT_ONCE, **options)
+        made.objective.pairs["ordered"].model.spare = torch.nn.Parameter(torch.zeros(3))
+        return made
+
+    with pytest.raises(Killed):
+        with_a_spare(at={4: kill}).fit()
+    assert torch.equal(Run(tmp_path).load_checkpoint()[2]["pairs.ordered.model.spare/exp_avg"], torch.zeros(3))
+    resumed = with_a_spare()
+    resumed.resume()
+    resumed.fit()
+    assert final_weights(tmp_path)["pairs.ordered.model.spare"].tolist() == [0, 0, 0]
 
 
 def test_learning_rates():
@@ -421,11 +590,16 @@ def test_progress_shows_what_one_watches():
 BATCH = tiny_images(8)
 
 
-def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v2"):
-    """What two steps on `images` make of the weights and the multipliers, with noise that belongs to their rows."""
+def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v2", scale=1.0):
+    """What two steps on `images` make of the weights and the multipliers, with noise that belongs to their rows.
+
+    Gradients are not clipped, so that a gradient of another length takes another step.
+    """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     objective = tiny_objective(system)
-    take_step = TrainingStep(fabric, objective, clip_norm=100.0, accumulate=accumulate, make_optimizer=torch.optim.SGD)
+    for parameter in objective.parameters():
+        parameter.register_hook(lambda gradient: scale * gradient)
+    take_step = TrainingStep(fabric, objective, accumulate=accumulate, make_optimizer=torch.optim.SGD)
     for _ in range(2):
         with FixedNoise(len(BATCH), first):
             take_step(images, 1e-4)
@@ -433,11 +607,16 @@ def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v
 
 
 def assert_same_step(found, expected):
-    start = tiny_objective().state_dict()
+    """Changes of each pair's weights have a relative distance below 1e-4; multipliers are equal to float precision."""
+    start, names = tiny_objective().state_dict(), dict(tiny_objective().named_parameters())
     assert found.keys() == expected.keys()
-    for name in expected:
+    for pair in ("orderless", "ordered"):
+        own = [name for name in names if name.startswith(f"pairs.{pair}.")]
+        change, other = (torch.cat([(now[n] - start[n]).double().flatten() for n in own]) for now in (expected, found))
+        assert change.norm() > 1e-3
+        assert (other - change).norm() < 1e-4 * change.norm()
+    for name in expected.keys() - names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert sum(not torch.equal(expected[name], start[name]) for name in expected) > len(expected) / 2
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
@@ -497,6 +676,12 @@ def test_what_asks_for_no_gradient_stands_still(tmp_path):
     still = [name for name, value in trainer.objective.state_dict().items() if torch.equal(value, before[name])]
     assert {f"pairs.ordered.model.slot_prior.{name}" for name in frozen.state_dict()} <= set(still)
     assert not [name for name in still if "slot_prior" not in name and name.endswith("weight")]
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.999, 2.0])
+def test_a_gradient_of_another_length_is_not_the_step(scale):
+    with pytest.raises(AssertionError):
+        assert_same_step(step_of(BATCH, scale=scale), step_of(BATCH))
 
 
 def test_parts_of_another_batch_do_not():
