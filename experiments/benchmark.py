@@ -6,6 +6,7 @@ if __name__ == "__main__":
 import itertools
 import json
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,7 @@ from experiments.config import Count, ImageSize, NumSlots, check_bounds
 from experiments.systems import PRESETS, build, check, preset
 from experiments.training.devices import check_batches, check_cuda_graph, with_global_batch_size
 from pyro_lom.errors import UserError
-from pyro_lom.files import open_own, replacing
+from pyro_lom.files import read_own, replacing
 
 DESCRIPTION = """Measure training steps: benchmark.py [options]. Each row is measured on random images in its own
 process after a warm-up: median, minimum and spread of the time of a step, the time of its parts, and its rate as a
@@ -32,6 +33,7 @@ share of the device's fastest matrix product."""
 _DATA = "objects-room"
 SYSTEMS = tuple(name.removesuffix(f"-{_DATA}") for name in PRESETS if name.endswith(f"-{_DATA}"))
 Row = dict[str, Any]
+_LARGEST = 1 << 24  # bytes of a file of rows
 
 
 class Identity(TypedDict):
@@ -185,8 +187,7 @@ def _in_a_process_of_its_own(settings: Settings, limit: float) -> Row:
 def read_rows(path: Path) -> list[Row]:
     """Read the rows that `--json` wrote; raises UserError if the file cannot be read or has other content."""
     try:
-        with open_own(path.resolve()) as file:
-            rows = msgspec.json.decode(file.read(), type=list[dict[str, Any]])
+        rows = msgspec.json.decode(read_own(Path(os.path.realpath(path)), _LARGEST), type=list[dict[str, Any]])
         rows = [{"cuda_graph": False} | row for row in rows]  # older files do not have it
         msgspec.convert(rows, list[Measured])
     except (OSError, ValueError, RecursionError) as error:

@@ -26,6 +26,7 @@ from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.signals import handling
 from pyro_lom.training.trainer import Interrupted
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes
 _LARGEST = 1 << 28  # bytes of an output in Markdown or HTML
 
 
@@ -38,6 +39,9 @@ def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, de
     for argument in arguments:
         if re.search(r"[\x00\ud800-\udfff]", argument):  # surrogates are bytes that are not UTF-8
             raise UserError(f"the argument {argument!r} is not UTF-8, or contains NUL: rename what it names")
+        encoded = os.fsencode(argument)
+        if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+            raise UserError(f"the argument {argument} is longer than a name can be: shorten it")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -145,6 +149,8 @@ def run(main: Callable[[list[str]], None], *, saves_memory: str = "sizes and num
     except Interrupted as stop:
         _leave(str(stop), 128 + stop.signal_number)
     except (MemoryError, RuntimeError) as error:  # on the CPU, torch raises a plain RuntimeError
+        if "Symlink loop" in str(error):
+            _leave(f"{error}: name something else", 2)
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         _leave(f"out of memory: lower {saves_memory}", 2)

@@ -70,6 +70,19 @@ def open_own(path: Path, mode: str = "rb") -> IO:
     return file
 
 
+def read_own(path: Path, largest: int) -> bytes:
+    """Return the content of a file that `open_own` opens.
+
+    Raises:
+        OSError: as `open_own`.
+        ValueError: the file has more than `largest` bytes.
+    """
+    with open_own(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > largest:
+            raise ValueError(f"it has {size} bytes")
+        return file.read()
+
+
 def sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

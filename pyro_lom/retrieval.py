@@ -1,5 +1,6 @@
 """Retrieval of scenes by the scene latent, then by one slot (A.6)."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from sklearn.decomposition import PCA
 
 from pyro_lom.errors import UserError
 from pyro_lom.files import open_own, replacing
+
+_LARGEST = 1 << 30  # bytes of a file
 
 
 class Index(NamedTuple):
@@ -54,12 +57,14 @@ class Index(NamedTuple):
             UserError: the file is damaged, or not an ordinary one.
         """
         try:
-            open_own(path).close()
+            with open_own(path) as own:
+                if (size := os.fstat(own.fileno()).st_size) > _LARGEST:
+                    raise ValueError(f"it has {size} bytes")
             with safe_open(path, "numpy") as file:
                 about = file.metadata() or {}
             index = cls(**load_file(path))
             index._check()
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it to build it again") from error
         return index, about
 

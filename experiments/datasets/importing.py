@@ -89,8 +89,12 @@ class Import:
     def _begun(self, reader: Reader, writer: SceneWriter) -> tuple[Any, list[str]]:
         """Return the place and the damaged records up to it, from the journal of an unfinished import."""
         try:
-            return msgspec.convert(writer.place or (None, []), tuple[reader.place_type | None, list[str]])
-        except msgspec.ValidationError as error:
+            place, damaged = msgspec.convert(writer.place or (None, []), tuple[reader.place_type | None, list[str]])
+            row = place.get("row", 0) if isinstance(place, dict) else place or 0
+            if row > reader.total:
+                raise ValueError(f"its place is {row} of {reader.total}")
+            return place, damaged
+        except (msgspec.ValidationError, ValueError) as error:
             raise UserError(
                 f"the unfinished file in {writer.folder} is damaged ({error}) and removed: repeat the command"
             ) from error

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -67,8 +68,12 @@ def own_systems(module: str | None) -> tuple[type[SystemOptions], ...]:
         sys.path.append("")
     try:
         found: ModuleType = importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"--systems {module} cannot be imported: {error}; run in the folder that has it") from error
+    except Exception as error:  # a module can raise anything
+        last = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}:{last.lineno}"
+        raise UserError(f"--systems {module} cannot be imported: {type(error).__name__}: {error} ({place})") from error
     kinds = [kind for kind in vars(found).values() if isinstance(kind, type) and issubclass(kind, SystemOptions)]
     own = tuple(kind for kind in kinds if kind.__module__ == found.__name__ and "kind" in vars(kind))
     if not own:

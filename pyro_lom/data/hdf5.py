@@ -17,7 +17,7 @@ from pyro_lom.data.layout import factors_in, images_in, integer_attribute, label
 from pyro_lom.data.pictures import image_paths, read_rgb, reason_of, size_text
 from pyro_lom.data.self_contained import open_hdf5, reading
 from pyro_lom.data.stored import IN_MEMORY, Array, ChunkedArray
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 from pyro_lom.files import replacing, sync, writing
 
 FORMAT = "pyro_lom scenes"
@@ -145,7 +145,7 @@ def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scene
             )
         images[index] = image
     splits = last_tenth_for_testing(len(images))
-    return Scenes(images, None, {}, num_background=0, splits=splits, name=folder.resolve().name, version=0)
+    return Scenes(images, None, {}, num_background=0, splits=splits, name=printable(folder.resolve().name), version=0)
 
 
 def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
@@ -189,6 +189,6 @@ def _scenes_in(file: h5py.File, path: Path) -> Scenes:
         factors_in(file, path, len(images)),
         num_background,
         splits_in(file, path, len(images)) or last_tenth_for_testing(len(images)),
-        name=text_attribute(file, "name", path) if is_ours else path.stem,
+        name=text_attribute(file, "name", path) if is_ours else printable(path.stem),
         version=integer_attribute(file, "version", path) if is_ours else 0,
     )

@@ -90,6 +90,8 @@ def text_attribute(file: h5py.File, name: str, path: Path) -> str:
     if not isinstance(value, str):
         found = "missing" if value is None else repr(value)
         raise UserError(f"the attribute {name} in {path} is {found}; expected a string")
+    if value != value.encode(errors="replace").decode():
+        raise UserError(f"the attribute {name} in {path} is {value!r}, which is not UTF-8; write it again")
     return value
 
 

@@ -111,6 +111,8 @@ def _check_links(file: h5py.File, path: Path) -> None:
             "scenes as single arrays"
         )
     for name, kind in links:
+        if name != name.encode(errors="replace").decode():
+            raise UserError(f"{name!r} in {path} has a name that is not UTF-8: rename it")
         if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
             raise UserError(f"{name} in {path} is an external link: copy the data to which it leads into the file")
     for name, kind in links:  # now that no soft link can lead to an external one
@@ -128,6 +130,8 @@ def _check_sources(dataset: h5py.Dataset, path: Path) -> None:
     mapped, checked = dataset.id.get_space(), {}
     mapped.select_none()
     for target, other, source, part in dataset.virtual_sources():
+        if "%" in other + source:  # HDF5 reads "%%" as "%", and replaces "%b" by a number
+            raise UserError(f"{name} is virtual, with a source that has % in its name, {other} {source}: rename it")
         if target.get_select_type() == h5py.h5s.SEL_ALL:
             mapped.select_all()
         elif target.is_regular_hyperslab():

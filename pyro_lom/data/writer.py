@@ -21,9 +21,10 @@ from msgspec import Meta
 
 from pyro_lom.data.hdf5 import Scenes, write_scenes
 from pyro_lom.errors import UserError
-from pyro_lom.files import open_own, replacing
+from pyro_lom.files import open_own, read_own, replacing
 
 _ARRAY = re.compile(r"(?:images|labels|factors\.[^/\x00]+)")
+_LARGEST_JOURNAL = 64 << 20  # bytes; it lists the damaged records
 
 Position = Annotated[int, Meta(ge=0, lt=2**62)]
 """A row, a byte, or a number of something, in a journal."""
@@ -50,11 +51,21 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made_by: dict[str, Any]
     num_scenes: Position = 0
     place: Any = None
+    finishing: bool = False  # whether the HDF5 file is being made, or is made
     arrays: dict[Annotated[str, Meta(pattern=rf"^{_ARRAY.pattern}\Z")], Kind] = {}
 
     def __post_init__(self):
         if self.num_scenes and "images" not in self.arrays:
             raise ValueError("it has scenes without images")
+        for name, kind in self.arrays.items():
+            dtype, shape = kind.dtype, kind.shape
+            if name.startswith("factors."):
+                fits = len(shape) == 1 and shape[0] <= 256
+            else:
+                fits = dtype == "|u1" and shape[:2] == self.arrays["images"].shape[:2]
+                fits &= len(shape) == {"images": 3, "labels": 2}[name]
+            if not fits:
+                raise ValueError(f"{name} has the type {dtype} and the shape {shape}")
 
 
 Stacked = tuple[
@@ -91,10 +102,11 @@ class SceneWriter(AbstractContextManager):
     def __init__(self, path: str | Path, made_by: dict[str, Any]):
         self.path = Path(path)
         self.folder = self.path.with_name(f".{self.path.name}.partial")
+        self._journal = Journal(msgspec.json.decode(msgspec.json.encode(made_by)))
         if os.path.lexists(self.path):
+            self._remove_finished()
             raise UserError(f"{self.path} exists already: remove it or name another file")
         self._keeps = False  # whether the scenes stay after a UserError
-        self._journal = Journal(msgspec.json.decode(msgspec.json.encode(made_by)))
         with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_folder()
@@ -131,6 +143,9 @@ class SceneWriter(AbstractContextManager):
         Raises:
             UserError: the disk is full, or the stored scenes are of another type or shape.
         """
+        for name, values in factors.items():
+            if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8 or not np.isfinite(values).all():
+                raise UserError(f"the factor {name} has the type {values.dtype}, or is NaN or infinite: mend it")
         arrays = {"images": images} | ({} if labels is None else {"labels": labels})
         arrays |= {f"factors.{name}": values for name, values in factors.items()}
         kinds = {name: Kind(values.dtype.str, values.shape[1:]) for name, values in arrays.items()}
@@ -144,7 +159,8 @@ class SceneWriter(AbstractContextManager):
                     file.write(np.ascontiguousarray(values).data)
                     file.flush()
                     os.fsync(file.fileno())
-            journal = Journal(self._journal.made_by, self.num_scenes + len(images), place, kinds)
+            made_by, num_scenes = self._journal.made_by, self.num_scenes + len(images)
+            journal = Journal(made_by, num_scenes, place, arrays=kinds)
             self._write(journal)
             self._journal = journal
 
@@ -172,6 +188,8 @@ class SceneWriter(AbstractContextManager):
         factors = {array.removeprefix("factors."): values for array, values in arrays.items()}
         scenes = Scenes(images, labels, factors, num_background, splits, name, version)
         self._keeps = True  # only the disk can fail from here on
+        with self._told():
+            self._write(msgspec.structs.replace(self._journal, finishing=True))
         write_scenes(self.path, scenes, source=source, seed=seed, compact=compact)
         self._remove()
 
@@ -197,9 +215,8 @@ class SceneWriter(AbstractContextManager):
             self._write(self._journal)
             return
         try:
-            with open_own(journal) as file:
-                begun = msgspec.json.decode(file.read(), type=Journal)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            begun = msgspec.json.decode(read_own(journal, _LARGEST_JOURNAL), type=Journal)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UserError(f"{journal} is damaged ({error}): remove {self.folder}") from error
         old, new = begun.made_by, self._journal.made_by
         if old != new:
@@ -229,9 +246,17 @@ class SceneWriter(AbstractContextManager):
         with suppress(UserError):  # the disk may be full
             self._write(Journal(self._journal.made_by))  # if the process is killed from here on, no scenes are missing
         with suppress(OSError):
-            for name in (*self._journal.arrays, "journal.json", "lock"):
+            names = [name for name in os.listdir(self.folder) if _ARRAY.fullmatch(name)]
+            for name in (*names, "journal.json", "lock"):  # in this order, so that a kill leaves a journal
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
+
+    def _remove_finished(self) -> None:
+        """Remove the folder if a kill left it after the same file was made from it."""
+        with suppress(OSError, ValueError, RecursionError, msgspec.MsgspecError):
+            begun = msgspec.json.decode(read_own(self.folder / "journal.json", _LARGEST_JOURNAL), type=Journal)
+            if begun.made_by == self._journal.made_by and (begun.finishing or not begun.num_scenes):
+                self._remove()
 
     @contextmanager
     def _told(self):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_lom.errors import UserError
-from pyro_lom.files import open_own, replacing, sync, writing
+from pyro_lom.files import open_own, read_own, replacing, sync, writing
 from pyro_lom.training import checkpoints
 from pyro_lom.training.checkpoints import Progress
 from pyro_lom.training.environment import Environment, environment, job_name
@@ -120,7 +120,7 @@ class Run:
         """Read a JSON file of the run; raises UserError if it is missing, is not JSON, or is not of the type `kind`."""
         path = self.folder / name
         try:
-            return msgspec.json.decode(_read(path), type=kind)
+            return msgspec.json.decode(read_own(path, _LARGEST), type=kind)
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise _unreadable(path, error) from error
 
@@ -142,7 +142,7 @@ class Run:
         """
         path, rows = self.folder / "metrics.jsonl", []
         try:
-            lines = _read(path, _LARGEST_METRICS).split(b"\n") if path.exists() else []
+            lines = read_own(path, _LARGEST_METRICS).split(b"\n") if path.exists() else []
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         for number, line in enumerate(lines[:-1], start=1):
@@ -259,13 +259,6 @@ def _locked(path: Path, flags: int, operation: int) -> Iterator[None]:
 def _check_name(folder: Path) -> None:
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(folder)):
         raise UserError(f"the name {str(folder)!r} is not a text in UTF-8 without NUL: choose another one")
-
-
-def _read(path: Path, largest: int = _LARGEST) -> bytes:
-    with open_own(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > largest:
-            raise ValueError(f"it has {size} bytes")
-        return file.read()
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

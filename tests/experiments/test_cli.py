@@ -40,6 +40,22 @@ def parse(*arguments, kind=Options, **options):
     return cli.parse(kind, list(arguments), prog="command.py", description="What it does.", **options)
 
 
+@pytest.mark.parametrize("argument", ["y" * 256, "a/" + "y" * 300 + "/b", "a/" * 2001, "\u00e9" * 128])
+def test_arguments_that_no_path_can_have(argument):
+    with pytest.raises(UserError, match="is longer than a name can be: shorten it$"):
+        parse("--rate", argument)
+
+
+def test_a_loop_of_links(command, tmp_path):
+    from experiments.benchmark import main
+
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    code, out, err = command(main, "--systems", "lom-genesis-v2", "--compare", tmp_path / "loop")
+    assert (code, out) == (2, "") and err.startswith(f"error: {tmp_path}/loop cannot be read: ")
+    code, out, err = command(main, "--compare", tmp_path / "loop", "--json", "rows.json")
+    assert code == 2 and err.count("\n") == 1
+
+
 def test_options_are_a_dataclass():
     assert parse() == Options()
     assert parse("--steps", "7", "--inner.width", "4") == Options(steps=7, inner=Inner(4))

@@ -396,6 +396,28 @@ def test_modules_that_are_none(refusal, run, tmp_path):
     assert own_systems(None) == ()
 
 
+@pytest.mark.parametrize("name", ["", ".x", "..", "a b", "json."])
+def test_names_that_no_module_has(refusal, name):
+    assert refusal(main_of("fit"), "toy", "--systems", name).startswith(f"--systems {name} cannot be imported: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"1 / 0", "ZeroDivisionError: division by zero ({place}:1)"),
+        (b"\n\nraise OSError('no')", "OSError: no ({place}:3)"),
+        (b"def f(:", "SyntaxError: "),
+        (b"x = '\xff'", "SyntaxError: "),
+        (b"import torch.nothing_here", "No module named 'torch.nothing_here'"),
+    ],
+)
+def test_modules_that_fail(refusal, tmp_path, monkeypatch, text, reason):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing.py").write_bytes(text)
+    line = refusal(main_of("fit"), "toy", "--systems", "failing")
+    assert line.startswith(f"--systems failing cannot be imported: {reason.format(place=tmp_path / 'failing.py')}")
+
+
 def test_systems_of_a_module_are_its_own(my_module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert [kind.__name__ for kind in own_systems(my_module)] == ["Toy", "SceneToy"]  # nothing that it imports

@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file as save_torch_file
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
@@ -100,3 +102,14 @@ def test_no_link_and_no_pipe_is_read(index, tmp_path):
 def test_too_little_to_project_is_refused(num, dim):
     with pytest.raises(UserError, match=f"^6 principal components need .*, not {num} scenes of {dim}: index more"):
         Index.build(np.zeros((num, dim), np.float32), np.zeros((num, K, DZ), np.float32))
+
+
+def test_types_that_numpy_does_not_have(tmp_path):
+    path = tmp_path / "index.safetensors"
+    tensors = {name: torch.zeros(64, 64).to(torch.float8_e4m3fn) for name in Index._fields}
+    save_torch_file(tensors, path)
+    with pytest.raises(UserError, match=f"^{path} is damaged .*; remove it to build it again$"):
+        Index.load(path)
+    os.truncate(path, 2 << 30)
+    with pytest.raises(UserError, match="it has 2147483648 bytes"):
+        Index.load(path)

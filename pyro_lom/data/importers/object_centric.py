@@ -90,10 +90,10 @@ class ObjectCentric(Reader):
             check_storage(values, self.path)
         has_shape = visibility.ndim == 2 or (visibility.ndim == 3 and visibility.shape[2] == 1)
         is_number = visibility.dtype.kind in "buif"
-        if not (has_shape and is_number and self.num_background <= visibility.shape[1] <= 64):
+        if not (has_shape and is_number and self.num_background < visibility.shape[1] <= 64):
             raise UserError(
                 f"visibility in {self.path} is {visibility.dtype} {visibility.shape}; expected numbers (N, entities), "
-                f"of which {self.num_background} are background: name the right data set"
+                f"more than the {self.num_background} of the background: name the right data set"
             )
 
     def _scenes_at_once(self, file: h5py.File) -> int:
@@ -139,6 +139,8 @@ class ObjectCentric(Reader):
             columns = np.atleast_3d(values[rows])[:, self.num_background :]
             for component in range(columns.shape[2]):
                 key = name if columns.shape[2] == 1 else f"{name}_{component}"
+                if key in factors:
+                    raise UserError(f"{self.path} has two factors {key}: rename one")
                 factors[key] = columns[..., component]
         return factors
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pyro_lom.data import stored
-from pyro_lom.data.hdf5 import read_scenes
+from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.errors import UserError
 
 SHAPE = (4, 8, 8, 3)
@@ -171,6 +171,22 @@ class TestStorage:
     def test_a_variable_that_leads_to_other_sources(self, write_virtual, monkeypatch):
         monkeypatch.setenv("HDF5_VDS_PREFIX", "/elsewhere")
         assert "HDF5_VDS_PREFIX leads to other sources: unset this variable" in refusal(write_virtual("part.h5"))
+
+    @pytest.mark.parametrize("names", [("p%%.h5", "images"), ("part.h5", "image%%s")])
+    def test_names_that_hdf5_changes(self, folder, write_virtual, names):
+        (folder / names[0]).write_bytes((folder / "part.h5").read_bytes())
+        assert "with a source that has % in its name" in refusal(write_virtual(*names))
+
+    def test_names_that_are_not_text(self, write, images):
+        path = write(images=images)
+        with h5py.File(path, "a") as file:
+            file.create_group("factors")
+            h5py.h5d.create(file["factors"].id, b"\xff\xfe", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((4, 2)))
+        assert "has a name that is not UTF-8: rename it" in refusal(path)
+        splits = {"train": range(4)}
+        write_scenes(path, Scenes(images, None, {}, 0, splits, name="ZZZZ", version=0), source="tests", seed=0)
+        path.write_bytes(path.read_bytes().replace(b"ZZZZ", b"\xff\xfe\xfd\xfc"))
+        assert "the attribute name in" in refusal(path) and "which is not UTF-8" in refusal(path)
 
     def test_a_virtual_source_that_is_a_pipe(self, folder, write_virtual):
         os.mkfifo(folder / "pipe.h5")

@@ -107,7 +107,7 @@ def test_a_full_disk_keeps_what_there_is(path, blocks, monkeypatch):
             writer.append(*blocks[1])
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=f"^cannot write {path}: No space left on device"),
+        pytest.raises(UserError, match=f"^cannot write {path.parent}/.*journal.json: the disk is full; make room"),
         SceneWriter(path, {}) as writer,
     ):
         assert writer.num_scenes == 4
@@ -311,3 +311,76 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*toy.h5: Not a directory"):
         SceneWriter(Path(tmp_path / "file" / "toy.h5"), {})
+
+
+def die(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_what_a_kill_left_of_a_finished_file_is_removed(path, blocks, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), SceneWriter(path, {"seed": 5}) as writer:
+        for block in blocks:
+            writer.append(*block)
+        with monkeypatch.context() as patch:
+            patch.setattr(SceneWriter, "_remove", die)
+            writer.finish(**FINISH)
+    assert path.exists() and writer.folder.exists()
+    with pytest.raises(UserError, match="exists already"):
+        SceneWriter(path, {"seed": 6})
+    assert writer.folder.exists()  # of another origin
+    with pytest.raises(UserError, match="exists already"):
+        SceneWriter(path, {"seed": 5})
+    assert_holds(path, blocks)
+
+
+def test_unfinished_scenes_stay_beside_a_file_of_the_same_name(path, blocks):
+    with pytest.raises(KeyboardInterrupt), SceneWriter(path, {"seed": 5}) as writer:
+        writer.append(*blocks[0])
+        die()
+    path.touch()
+    with pytest.raises(UserError, match="exists already"):
+        SceneWriter(path, {"seed": 5})
+    path.unlink()
+    with SceneWriter(path, {"seed": 5}) as writer:
+        assert writer.num_scenes == 4
+        for block in blocks[1:]:
+            writer.append(*block)
+        writer.finish(**FINISH)
+    assert_holds(path, blocks)
+
+
+@pytest.mark.parametrize("values", [np.full((4, 2), np.nan), np.full((4, 2), np.inf), np.ones((4, 2), np.longdouble)])
+def test_factors_that_no_file_can_hold(path, blocks, values):
+    images, labels, _ = blocks[0]
+    line = f"the factor hue has the type {values.dtype}, or is NaN or infinite: mend it"
+    with pytest.raises(UserError, match=f"^{line}$"), SceneWriter(path, {"seed": 5}) as writer:
+        writer.append(images, labels, {"hue": values})
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": ["<f8", [6, 5, 3]]},
+        {"images": ["|u1", [6]]},
+        {"images": ["|u1", [6, 5, 3]], "labels": ["|u1", [5, 6]]},
+        {"images": ["|u1", [6, 5, 3]], "factors.hue": ["<f4", [2, 2]]},
+        {"images": ["|u1", [6, 5, 3]], "factors.hue": ["<f4", [257]]},
+        {"labels": ["|u1", [6, 5]]},
+    ],
+)
+def test_arrays_in_a_journal_are_those_of_a_data_file(path, arrays):
+    folder = path.with_name(".toy.h5.partial")
+    folder.mkdir(parents=True)
+    (folder / "journal.json").write_text(json.dumps({"made_by": {}, "num_scenes": 4, "arrays": arrays}))
+    with pytest.raises(UserError, match="journal.json is damaged "):
+        SceneWriter(path, {})
+
+
+def test_a_journal_that_is_too_large(path):
+    folder = path.with_name(".toy.h5.partial")
+    folder.mkdir(parents=True)
+    (folder / "journal.json").touch()
+    os.truncate(folder / "journal.json", 6 << 30)
+    with pytest.raises(UserError, match="journal.json is damaged .it has 6442450944 bytes."):
+        SceneWriter(path, {})

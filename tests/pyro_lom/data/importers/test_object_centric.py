@@ -132,12 +132,19 @@ def test_a_damaged_chunk(write, clevr):
         ({"visibility": np.full((4, 11), b"yes")}, r"visibility in .* is \|S3 \(4, 11\); expected numbers"),
         ({"image": np.zeros((4, 0, 16, 3), np.uint8)}, r"image in .* is uint8 \(4, 0, 16, 3\); expected uint8"),
         ({"x": np.zeros((9, 11))}, "x in .* has 9 rows, image 4"),
+        ({"visibility": np.zeros((4, 1))}, r"expected numbers \(N, entities\), more than the 1 of the background"),
     ],
 )
 def test_another_layout(write, clevr, changes, reason):
     values = {name: array for name, array in (clevr | changes).items() if array is not None}
     with pytest.raises(UserError, match=reason):
         ObjectCentric(write(values), 16, 1)
+
+
+def test_two_factors_of_one_name(write, clevr):
+    values = clevr | {"c": np.zeros((4, 11, 2)), "c_0": np.ones((4, 11))}
+    with pytest.raises(UserError, match="has two factors c_0: rename one"):
+        read_all(ObjectCentric(write(values), 16, 1))
 
 
 def test_chunks_that_would_fill_the_memory(tmp_path, clevr, write):
