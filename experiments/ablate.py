@@ -1,4 +1,4 @@
-"""Repeat the ablation study (A.5, Fig. 6): `python experiments/ablate.py [PRESET...] [options]`."""
+"""Compare presets, by default those of A.5 (Fig. 6): `python experiments/ablate.py [PRESET...] [options]`."""
 
 if __name__ == "__main__":
     import installed  # noqa: F401
@@ -32,9 +32,9 @@ from experiments.training.launching import Job, train
 from pyro_lom import figures
 from pyro_lom.errors import UserError, printable
 
-DESCRIPTION = """Repeat the ablation study of the paper's A.5: ablate.py [PRESET...] [options] [-- options of fit.py].
-Trains every preset with every seed, several runs at a time, and draws Figure 6. If the command is repeated, it resumes
-unfinished runs, skips finished runs, and writes the table and the pictures again."""
+DESCRIPTION = """Compare presets, by default the models of the paper's ablation study (A.5): ablate.py [PRESET...]
+[options] [-- options of fit.py]. Trains every preset with every seed, several runs at a time, and draws Figure 6. If
+the command is repeated, it resumes unfinished runs, skips finished runs, and writes table and pictures again."""
 
 _MODELS = tuple(f"ablation-{number}" for number in range(9))
 _NUM_SAMPLES = 12
@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> None:
         own, fit_options = arguments[:place], arguments[place + 1 :]
     options = cli.parse(Arguments, own, prog="ablate.py", description=DESCRIPTION)
     check_bounds(options)
+    options = replace(options, presets=tuple(preset(name).preset for name in options.presets))  # "demo" is a short name
     if len(set(options.presets)) < len(options.presets):
         raise UserError(f"a preset is named twice: {' '.join(options.presets)}")
     for name, mark in _OUTPUTS.items():

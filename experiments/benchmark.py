@@ -43,7 +43,7 @@ class Identity(TypedDict):
     data: str
     pairs: str
     resolution: int
-    slots: int
+    slots: int | None
     batch: int
     precision: str
     device: str
@@ -71,7 +71,7 @@ class Arguments:
     resolutions: tuple[ImageSize, ...] = ()
     """Height and width of the images in pixels; by default the preset's."""
     slots: tuple[NumSlots, ...] = ()
-    """K; by default the preset's."""
+    """K; by default the preset's. Systems without slots have one row for all of them."""
     batch_sizes: tuple[Count, ...] = (8,)
     """Scenes per step; the preset's if the list is empty."""
     precisions: tuple[Literal["32-true", "bf16-mixed"], ...] = ("32-true",)
@@ -133,13 +133,13 @@ def _settings(options: Arguments) -> list[Settings]:
         base = preset(f"{system}-{options.data}")
         choices = (
             options.resolutions or (base.data.image_size,),
-            options.slots or (base.model.num_slots,),
+            options.slots if options.slots and hasattr(base.model, "num_slots") else (None,),
             options.batch_sizes or (None,),
             options.precisions,
             options.modes,
         )
         for image_size, num_slots, batch_size, precision, mode in itertools.product(*choices):
-            model = replace(base.model, num_slots=num_slots)
+            model = base.model if num_slots is None else replace(base.model, num_slots=num_slots)
             config = replace(
                 base,
                 data=replace(base.data, image_size=image_size),
@@ -254,7 +254,8 @@ def _names(row: Row) -> list[str]:
     alone = "" if row["pairs"] == "all" else f", {row['pairs']}"
     place = row["device"] + ", compiled" * row["compiled"] + ", graph" * row["cuda_graph"]
     place += f", in {row['accumulate']} parts" if row["accumulate"] > 1 else ""
-    return [row["system"] + alone, *(str(row[key]) for key in ("resolution", "slots", "batch", "precision")), place]
+    slots = "-" if row["slots"] is None else str(row["slots"])
+    return [row["system"] + alone, str(row["resolution"]), slots, str(row["batch"]), row["precision"], place]
 
 
 if __name__ == "__main__":

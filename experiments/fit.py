@@ -337,6 +337,7 @@ def _print_plan(config: Config) -> None:
             for part, module in getattr(pair, role).named_children():
                 if number := _num_parameters(module):
                     print(f"  {pair_name + ' ' + role + '.' + part:40} {number:>10,}")
+        print(f"  {pair_name + ' total':40} {_num_parameters(pair):>10,}")
     print(f"  {'total':40} {_num_parameters(objective):>10,}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Share, check_bounds, within
-from experiments.evaluation.drawing import INTERPOLATION, interpolation_rows
+from experiments.evaluation.drawing import interpolation_rows, interpolation_title
 from experiments.evaluation.held_out import SEED, HeldOut
 from experiments.evaluation.reading import posterior_scenes, prior_scenes, render_scenes
 from experiments.systems import own_systems
@@ -26,8 +26,8 @@ from pyro_lom.errors import UserError, printable
 from pyro_lom.interpolation import random_walk, slerp
 from pyro_lom.system import Pair
 
-DESCRIPTION = """Interpolate between scenes of a LOM along great circles, and draw random walks: interpolate.py RUN
-[options]. Writes a PNG and GIFs to RUN/figures."""
+DESCRIPTION = """Interpolate between scenes of a model with a scene latent along great circles, and draw random walks:
+interpolate.py RUN [options]. Writes a PNG and GIFs to RUN/figures."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
 def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     pair, folder = held_out.final, held_out.run.figures
     start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
-    figures.save_grid(folder / "interpolation.png", interpolation_rows(pair, start, end, options.steps), INTERPOLATION)
+    rows = interpolation_rows(pair, start, end, options.steps)
+    figures.save_grid(folder / "interpolation.png", rows, interpolation_title(pair))
     figures.save_gif(folder / "interpolation.gif", _there_and_back(pair, start, end, options.frames))
     figures.save_gif(folder / "random-walk.gif", _film(pair, random_walk(start, 2 * options.frames, options.stride)))
     return [folder / name for name in ("interpolation.png", "interpolation.gif", "random-walk.gif")]
@@ -77,7 +78,7 @@ def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
     ends = torch.ones(options.steps, *images.shape[1:])
     ends[0], ends[-1] = images.cpu()
     rows = [("given", ends), *interpolation_rows(pair, start, end, options.steps)]
-    figures.save_grid(folder / "between.png", rows, INTERPOLATION)
+    figures.save_grid(folder / "between.png", rows, interpolation_title(pair))
     figures.save_gif(folder / "between.gif", _there_and_back(pair, start, end, options.frames))
     return [folder / name for name in ("between.png", "between.gif")]
 

@@ -127,16 +127,15 @@ def _latents(
     name, pair = list(held_out.system)[-1], held_out.final
     trace = guide_trace(pair, images, infer(held_out.system, images, [name])[name])
     scenes = trace.nodes[pair.model.scene_sites[0]]["fn"].mean.squeeze(-2)
-    slots = torch.cat([*latents(pair.model, trace, mean=True).values()], dim=-2)
+    slots = pair.model.join(latents(pair.model, trace, mean=True))
     return scenes.cpu().numpy(), slots.cpu().numpy()
 
 
 def _segments(held_out: HeldOut, slots: Float[np.ndarray, "B K Dz"]) -> UInt8[np.ndarray, "B H W"]:
     """Render slots, and return the slot with the largest mask at each pixel."""
     model, drawn = held_out.final.model, torch.from_numpy(slots).to(held_out.device)
-    sites = dict(zip(model.slot_sites, drawn.chunk(len(model.slot_sites), dim=-2), strict=True))
     with torch.no_grad():
-        return segment(model.render(sites).log_masks)
+        return segment(model.render(model.split(drawn)).log_masks)
 
 
 def _largest_object(segments: UInt8[np.ndarray, "H W"]) -> int:

@@ -102,7 +102,8 @@ def _reconstructions(held_out: HeldOut) -> Path:
     for name, one in held_out.system.items():
         rows += _rows(f"{name} VAE", reconstruct(one, images, received[name]))
     path = held_out.run.figures / "reconstructions-slots.png"
-    figures.save_grid(path, rows, "Held-out scenes, segmented and reconstructed slot by slot")
+    how = "segmented and reconstructed slot by slot" if pair.model.slot_sites else "reconstructed"
+    figures.save_grid(path, rows, f"Held-out scenes, {how}")
     return path
 
 

@@ -11,6 +11,12 @@ from pyro_lom.program import Guide
 from pyro_lom.types import OrderlessPosterior
 
 
+def sample_one_by_one(sites: tuple[str, ...], orderless: OrderlessPosterior) -> Float[Tensor, "*batch K Dz"]:
+    """Sample slot k of the posterior at the k-th of `sites`, each (*batch, 1 | Dz), and return all slots."""
+    each = zip(sites, orderless.loc.split(1, dim=-2), orderless.scale.split(1, dim=-2), strict=True)
+    return torch.cat([pyro.sample(site, diagonal_normal(loc, scale)) for site, loc, scale in each], dim=-2)
+
+
 class AutoregressiveGuide(Guide):
     """q(s | g(o_1:K)) prod_k q(z_k | x), with q(z_k | x) = q(o_k | x)                (A.5)
 
@@ -45,12 +51,7 @@ class AutoregressiveGuide(Guide):
             orderless = (self.infer(images) if inferred is None else inferred).detach()
             if self.scene_encoder is not None:
                 pyro.sample("s", self.scene_posterior(self.scene_encoder(orderless.loc.unsqueeze(-3))))
-            slots = []
-            for site, loc, scale in zip(
-                self.model.slot_sites, orderless.loc.split(1, dim=-2), orderless.scale.split(1, dim=-2), strict=True
-            ):
-                slots.append(pyro.sample(site, diagonal_normal(loc, scale)))
-            return torch.cat(slots, dim=-2)
+            return sample_one_by_one(self.model.slot_sites, orderless)
 
     def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
         """Return the orderless posterior of the borrowed guide."""

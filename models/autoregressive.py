@@ -1,6 +1,9 @@
 """An autoregressive prior over the slots of an orderless model: Models 7 and 8 of A.5, alternatives to the LOM."""
 
+from collections.abc import Iterable
+
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +12,19 @@ from torch.func import functional_call
 from pyro_lom.likelihoods import compose, observed
 from pyro_lom.program import Model
 from pyro_lom.types import Rendering
+
+
+def sample_in_turn(
+    sites: Iterable[str], scene: Float[Tensor, "*batch 1 Ds"] | None, recurrence: nn.Module, slot_prior: nn.Module
+) -> tuple[list[dist.Distribution], list[Float[Tensor, "*batch 1 Dz"]]]:
+    """Sample one slot after another at `sites`; return p(z_k | z_1:k-1, s) and z_k for each."""
+    state, priors, slots = recurrence.start(scene), [], []
+    for site in sites:
+        if slots:
+            state = recurrence(slots[-1], state)
+        priors.append(slot_prior(state[0]))
+        slots.append(pyro.sample(site, priors[-1]))
+    return priors, slots
 
 
 class AutoregressiveModel(Model):
@@ -49,12 +65,8 @@ class AutoregressiveModel(Model):
     def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
         """Observe `images`, or sample `num_scenes` images; return them in the shape (B, 1, C, H, W)."""
         with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
-            state = self.recurrence.start(None if self.scene_prior is None else pyro.sample("s", self.scene_prior()))
-            slots = []
-            for site in self.slot_sites:
-                if slots:
-                    state = self.recurrence(slots[-1], state)
-                slots.append(pyro.sample(site, self.slot_prior(state[0])))
+            scene = None if self.scene_prior is None else pyro.sample("s", self.scene_prior())
+            _, slots = sample_in_turn(self.slot_sites, scene, self.recurrence, self.slot_prior)
             rendering = self.render(dict(zip(self.slot_sites, slots, strict=True)))
             return pyro.sample("x", self.likelihood(rendering), obs=observed(images))
 

@@ -148,7 +148,7 @@ def inference_data(
         for group, trace in (("prior", prior), ("posterior", posterior)):
             for name in trace.stochastic_nodes:
                 site = trace.nodes[name]
-                if name != "x" and not site_is_subsample(site):
+                if name != "x" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
                     of_slots = any(frame.name == "slots" for frame in site["cond_indep_stack"])
                     dims[name] = ["scene", "slot", f"{name}_dim"] if of_slots else ["scene", f"{name}_dim"]
                     groups[group][name].append(site["value"] if of_slots else site["value"].squeeze(-2))

@@ -1,9 +1,12 @@
 """Functions and network layers that return Pyro distributions."""
 
+from collections.abc import Callable, Sequence
+
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 
@@ -17,27 +20,43 @@ def positive(raw: Float[Tensor, "*shape"], floor: float = 1e-4) -> Float[Tensor,
     return F.softplus(at_least_float32(raw)) + floor
 
 
+def positive_root(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Map a raw variance to a standard deviation as EMORL and SRI do: sqrt(softplus(min(raw, 80)) + 1e-5)."""
+    return (F.softplus(at_least_float32(raw).clamp_max(80)) + 1e-5).sqrt()
+
+
 def diagonal_normal(loc: Float[Tensor, "*batch D"], scale: Float[Tensor, "*batch D"]) -> dist.Distribution:
     """Return N(loc, diag(scale^2)) with event shape (D,)."""
     return dist.Normal(at_least_float32(loc), scale).to_event(1)
 
 
 class GaussianHead(nn.Module):
-    """Two linear layers that map features to a diagonal normal: its loc and its softplus-activated scale (A.1)."""
+    """Two linear layers that map features to a diagonal normal: its loc and its softplus-activated scale (A.1).
 
-    def __init__(self, in_dim: int, out_dim: int):
+    Args:
+        to_scale: maps the raw output of the second layer to the scale.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, to_scale: Callable[[Tensor], Tensor] = positive):
         super().__init__()
+        self.to_scale = to_scale
         self.loc = nn.Linear(in_dim, out_dim)
         self.raw_scale = nn.Linear(in_dim, out_dim)
 
     def forward(self, features: Float[Tensor, "*batch in_dim"]) -> dist.Distribution:
-        return diagonal_normal(self.loc(features), positive(self.raw_scale(features)))
+        return diagonal_normal(self.loc(features), self.to_scale(self.raw_scale(features)))
 
 
 def normal_of(raw: Float[Tensor, "*batch two_D"]) -> dist.Distribution:
-    """Map EMORL's raw parameters [loc, raw_variance] to a diagonal normal with variance softplus(raw) + 1e-5."""
+    """Map EMORL's raw parameters [loc, raw_variance] to a diagonal normal."""
     loc, raw_variance = raw.chunk(2, dim=-1)
-    return diagonal_normal(loc, (F.softplus(at_least_float32(raw_variance)) + 1e-5).sqrt())
+    return diagonal_normal(loc, positive_root(raw_variance))
+
+
+def bounded_normal(raw: Float[Tensor, "*batch two_D"]) -> dist.Distribution:
+    """Map raw parameters to a normal with loc in [-1, 1] and scale below 1: slot priors of GENESIS and v2."""
+    loc, raw_scale = at_least_float32(raw).chunk(2, dim=-1)
+    return diagonal_normal(loc.tanh(), (raw_scale + 4).sigmoid() + 1e-4)
 
 
 class RawHead(nn.Module):
@@ -50,6 +69,32 @@ class RawHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch two_out"]:
         return torch.cat([self.loc(features), self.raw_variance(features)], dim=-1)
+
+
+class Computed(TorchDistribution):
+    """A point that is computed when it is sampled. Where a handler provides its value, nothing is computed.
+
+        pyro.sample("log_m", Computed(decode, batch_shape, event_shape), infer={"_deterministic": True})
+
+    Replayed against a guide with the same site, a model thus receives what the guide computed from the same latents.
+    As at the sites of `pyro.deterministic`, the log density is 0.
+    """
+
+    arg_constraints = {}
+    has_rsample = True
+
+    def __init__(self, compute: Callable[[], Tensor], batch_shape: Sequence[int], event_shape: Sequence[int]):
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+        self._compute = compute
+
+    def expand(self, batch_shape, _instance=None) -> "Computed":
+        return Computed(self._compute, batch_shape, self.event_shape)
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        return self._compute().expand(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(self.batch_shape)
 
 
 def mean(distribution: dist.Distribution) -> Tensor:

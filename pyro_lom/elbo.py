@@ -81,12 +81,12 @@ class TraceScene_ELBO(Trace_ELBO):
         terms = Terms({}, {})
         for name, site in model_sites.items():
             if site["is_observed"]:  # Eq. 6 for x
-                terms.log_likelihood[name] = _per_scene(site["fn"].log_prob(site["value"]), site)
+                terms.log_likelihood[name] = per_scene(site["fn"].log_prob(site["value"]), site)
             else:  # Eq. 7 for z, summed over slots; Eq. 8 for s
-                terms.kl[name] = _per_scene(self._kl(guide_sites[name], site), guide_sites[name])
+                terms.kl[name] = per_scene(self._kl(guide_sites[name], site), guide_sites[name])
         for name, site in guide_sites.items():
             if name not in model_sites:
-                terms.kl[name] = _per_scene(site["fn"].log_prob(site["value"]), site)
+                terms.kl[name] = per_scene(site["fn"].log_prob(site["value"]), site)
         return terms
 
     def _kl(self, guide_site, model_site) -> Tensor:
@@ -169,7 +169,7 @@ def _refuse_unsupported(guide_sites: dict, model_sites: dict) -> None:
             )
 
 
-def _per_scene(values: Tensor, site) -> Float[Tensor, "B"]:
+def per_scene(values: Tensor, site) -> Float[Tensor, "B"]:
     """Sum a site's values over every batch dimension except the scenes.
 
     A subsampled plate multiplies the scale of its sites, so that their sum estimates the sum over the full plate. Here

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_lom.elbo import Terms, TraceScene_ELBO
+from pyro_lom.elbo import Terms, TraceScene_ELBO, per_scene
 from pyro_lom.errors import UserError
 
 
@@ -72,15 +73,42 @@ class FreeNats(NamedTuple):
 class FreeNatsELBO(TraceScene_ELBO, nn.Module):
     """An ELBO in which the KL of a site in a scene counts at least its free nats (Eq. 26).
 
+    With `rollouts`, the terms also contain KL(q(site) || rollout) for each slot, under the name of the rollout's site,
+    and the loss is no negative ELBO (SRI).
+
     Args:
         free_nats: the floors of KLs, by site name.
+        rollouts: by slot site, the auxiliary site of the guide that samples the slot in a rollout of the prior.
+        analytic_kl, num_kl_samples: as in `TraceScene_ELBO`.
     """
 
-    def __init__(self, free_nats: dict[str, FreeNats] | None = None):
+    def __init__(
+        self,
+        free_nats: dict[str, FreeNats] | None = None,
+        *,
+        rollouts: dict[str, str] | None = None,
+        analytic_kl: bool = True,
+        num_kl_samples: int = 32,
+    ):
         nn.Module.__init__(self)
-        TraceScene_ELBO.__init__(self)
-        self.free_nats = free_nats or {}
+        TraceScene_ELBO.__init__(self, analytic_kl=analytic_kl, num_kl_samples=num_kl_samples)
+        self.free_nats, self.rollouts = free_nats or {}, rollouts or {}
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+
+    def terms(self, model, guide, *args, **kwargs) -> Terms:
+        """Return the terms of the ELBO, and the KLs to the rollout.
+
+        Raises:
+            UserError: as in `TraceScene_ELBO.terms`.
+        """
+        if not self.rollouts:
+            return super().terms(model, guide, *args, **kwargs)
+        guide = poutine.trace(guide)
+        terms = super().terms(model, guide, *args, **kwargs)
+        sites = guide.trace.nodes
+        for slot, rollout in self.rollouts.items():
+            terms.kl[rollout] = per_scene(self._kl(sites[slot], sites[rollout]), sites[slot])
+        return terms
 
     def kl(self, terms: Terms) -> Float[Tensor, ""]:
         """Return the mean KL over scenes, with the floors."""
@@ -109,12 +137,13 @@ class Geco(FreeNatsELBO):
     Args:
         target: the error to reach.
         step_size, speedup: of the multiplier's update; `speedup` multiplies the step while the constraint is met.
-        free_nats: the floors of KLs, by site name.
+        free_nats, rollouts, analytic_kl, num_kl_samples: as in `FreeNatsELBO`.
         goal_relative: divide the constraint by the target's distance from a perfect reconstruction and clamp it to
             [-1, 1], so that a step size suits every image size (departure for short trainings).
         initial, bounds: first value and limits of the multiplier's parameter.
         warm_start: number of first updates that neither change the multiplier nor count in the average of the error.
         ema_decay: decay of the moving average of the error.
+        analytic_kl, num_kl_samples: as in `TraceScene_ELBO`.
     """
 
     def __init__(
@@ -126,11 +155,14 @@ class Geco(FreeNatsELBO):
         initial: float,
         bounds: tuple[float, float],
         free_nats: dict[str, FreeNats] | None = None,
+        rollouts: dict[str, str] | None = None,
         goal_relative: bool = False,
         warm_start: int = 0,
         ema_decay: float = 0.99,
+        analytic_kl: bool = True,
+        num_kl_samples: int = 32,
     ):
-        super().__init__(free_nats)
+        super().__init__(free_nats, rollouts=rollouts, analytic_kl=analytic_kl, num_kl_samples=num_kl_samples)
         self.target = target
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
         self.goal_relative, self.warm_start, self.ema_decay = goal_relative, warm_start, ema_decay
@@ -161,7 +193,12 @@ class Geco(FreeNatsELBO):
 
     def unconstrained(self) -> FreeNatsELBO:
         """Return an ELBO with the same free nats and without the target, which belongs to a Gaussian likelihood."""
-        return FreeNatsELBO(self.free_nats)
+        return FreeNatsELBO(
+            self.free_nats,
+            rollouts=self.rollouts,
+            analytic_kl=self.analytic_kl,
+            num_kl_samples=self.num_kl_samples,
+        )
 
     def report(self, error: float) -> dict[str, float]:
         """Return the error and its target as RMSE, and the multiplier."""

@@ -57,4 +57,9 @@ def compose(raw: Float[Tensor, "*batch K channels H W"]) -> Rendering:
     """
     components = at_least_float32(raw[..., :-1, :, :]).sigmoid()
     log_masks = at_least_float32(raw[..., -1:, :, :]).log_softmax(-4)
+    return weighted(components, log_masks)
+
+
+def weighted(components: Float[Tensor, "*batch K C H W"], log_masks: Float[Tensor, "*batch K 1 H W"]) -> Rendering:
+    """Compute the image: the sum of the components, weighted by their masks (Eq. 3)."""
     return Rendering((log_masks.exp() * components).sum(-4), components, log_masks)

@@ -109,6 +109,14 @@ class Model(Program):
             )
         return super().__call__(images, *args, **kwargs)
 
+    def join(self, latents: dict[str, Tensor]) -> Float[Tensor, "*batch K Dz"]:
+        """Return the values of the slot sites as one vector for each slot."""
+        return torch.cat([latents[site] for site in self.slot_sites], dim=-2)
+
+    def split(self, slots: Float[Tensor, "*batch K Dz"]) -> dict[str, Tensor]:
+        """Return slots by site, as `render` receives them; the inverse of `join`."""
+        return dict(zip(self.slot_sites, slots.chunk(len(self.slot_sites), dim=-2), strict=True))
+
     def render(self, latents: dict[str, Tensor]) -> Rendering:
         """Decode latents, given by site, to the mean of `x`, and to components and masks if the model has them.
 

@@ -17,7 +17,8 @@ class FixedNoise(Messenger):
         self.used: dict[str, int] = {}
 
     def _pyro_sample(self, msg):
-        if msg["is_observed"] or msg["value"] is not None or type(msg["fn"]) is _Subsample:
+        is_sampled = type(msg["fn"]) is not _Subsample and not msg["infer"].get("_deterministic")
+        if msg["is_observed"] or msg["value"] is not None or not is_sampled:
             return
         name, fn = msg["name"], msg["fn"]
         start = self.used.get(name, self.first)

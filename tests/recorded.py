@@ -35,13 +35,15 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         assert function is not torch.ops.aten._local_scalar_dense.default, "a graph cannot read numbers back"
-        changes = function._schema.is_mutable
+        alters = function._schema.is_mutable
+        # It also moves running statistics, which its schema does not say.
+        changes = alters or function is torch.ops.aten.native_batch_norm.default
         if changes:
             changed = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
             self.before += [(leaf.detach(), leaf.detach().clone()) for leaf in changed]
         found = function(*args, **kwargs)
-        if changes or not storages(found) & storages((args, kwargs)):  # a view shows what its tensor becomes
-            self.operations.append((function, args, kwargs, None if changes else found))
+        if alters or not storages(found) & storages((args, kwargs)):  # a view shows what its tensor becomes
+            self.operations.append((function, args, kwargs, None if alters else found))
         return found
 
     @torch.no_grad()

@@ -96,7 +96,7 @@ SYSTEM_CLASSES = classes_of("models", "guides", "experiments/systems") - {"Syste
 
 
 def test_the_names_and_the_files_are_found():
-    assert {"lom", "genesis-v2", "emorl", "autoregressive", "scene-autoregressive"} <= set(NAMES)
+    assert {"lom", "genesis-v2", "emorl", "autoregressive", "scene-autoregressive", "sri"} <= set(NAMES)
     assert {"LatentObjectModel", "EfficientMorlGuide", "Lom", "GenesisV2", "SlotOptions"} <= SYSTEM_CLASSES
     assert {path.parent.name for path in FOR_EVERY_SYSTEM} >= {"training", "evaluation", "benchmarks", "experiments"}
     assert {path.stem for path in FOR_EVERY_SYSTEM} >= {*COMMANDS, "trainer", "step", "objective", "system", "figures"}

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from tiny import (
     AUXILIARY,
+    COMPONENT_DIM,
     IMAGE_SHAPE,
     LATENTS,
     NETWORKS,
@@ -19,6 +20,7 @@ from tiny import (
     SCENE_DIM,
     SLOT_DIM,
     SYSTEMS,
+    WITH_SLOTS,
     Programs,
     tiny_config,
     tiny_images,
@@ -26,6 +28,7 @@ from tiny import (
     tiny_pair,
     tiny_system,
 )
+from torch.utils._pytree import tree_leaves
 
 from experiments.systems import build, preset
 from pyro_lom.elbo import TraceScene_ELBO
@@ -39,10 +42,18 @@ IN_TURN = {**{f"z_{k}": (NUM_SCENES, 1, SLOT_DIM) for k in range(1, NUM_SLOTS + 
 SITES = {
     "lom-genesis-v2": LOM,
     "genesis-v2": {"o": SLOTS, "x": X},
+    "genesis": {
+        **{f"z_mask_{k}": (NUM_SCENES, 1, SLOT_DIM) for k in range(1, NUM_SLOTS + 1)},
+        **{f"z_component_{k}": (NUM_SCENES, 1, COMPONENT_DIM) for k in range(1, NUM_SLOTS + 1)},
+        **{"log_m": (NUM_SCENES, 1, NUM_SLOTS, 1, *IMAGE_SHAPE[1:]), "x": X},
+    },
     "lom-emorl": LOM,
     "emorl": {"o_3": SLOTS, "o_2": SLOTS, "o_1": SLOTS, "x": X},
     "autoregressive-emorl": IN_TURN,
     "scene-autoregressive-emorl": {"s": LOM["s"], **IN_TURN},
+    "genesis-v2-autoregressive": {name.replace("z_", "o_"): shape for name, shape in IN_TURN.items()},
+    "vae": {"s": LOM["s"], "x": X},
+    "sri-genesis-v2": {"s": LOM["s"], **IN_TURN},
 }
 ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
 IMAGES = tiny_images()
@@ -78,6 +89,11 @@ class TestPublishedSizes:
         for size in (64, 96):
             assert size_of(*build(preset("emorl-objects-room"), (3, size, size))["model"][:2]) == 666_500
 
+    def test_genesis_has_12_620_548_whatever_the_number_of_slots(self):
+        for data in ("objects-room", "shapestacks"):
+            assert size_of(*build(preset(f"genesis-{data}"), (3, 64, 64))["model"][:2]) == 12_620_548
+        assert size_of(*build(preset("genesis-objects-room"), (3, 32, 32))["model"][:2]) == 4_559_620
+
     def test_g_has_103_616(self, published):
         guide = published["ordered"].guide
         assert size_of(guide.scene_encoder, guide.scene_posterior) == 103_616
@@ -101,11 +117,11 @@ class TestUnderPyro:
     def test_the_guide_samples_the_models_latents_and_auxiliary_sites(self, system, networks, pair):
         guide = poutine.trace(pair.guide).get_trace(IMAGES)
         model = poutine.trace(pair.model).get_trace(IMAGES)
-        latents, auxiliary = LATENTS[system], {AUXILIARY[system]}
-        plates = {"scenes", "slots"}
-        assert set(guide.stochastic_nodes) - plates == latents | auxiliary
+        latents, auxiliary = LATENTS[system], AUXILIARY[system]
+        other = {"scenes", "slots", "log_m"}
+        assert set(guide.stochastic_nodes) - other == latents | auxiliary
         assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == auxiliary
-        assert {name for name in model.stochastic_nodes if name in SITES[system]} == latents
+        assert {name for name in model.stochastic_nodes if name in SITES[system]} - other == latents
         for name in latents:
             assert guide.nodes[name]["value"].shape == model.nodes[name]["value"].shape == SITES[system][name]
         assert model.observation_nodes == [name for name in model.nodes if name in ("h", "x")]
@@ -152,7 +168,7 @@ class TestUnderPyro:
             model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(IMAGES)
         for trace in (guide, model):
             for name in SITES[system]:
-                if name != "h" and name in trace.nodes:
+                if name not in ("h", "log_m") and name in trace.nodes:
                     fn = trace.nodes[name]["fn"]
                     assert {fn.mean.dtype, fn.stddev.dtype, trace.nodes[name]["value"].dtype} == {torch.float32}
         assert (model.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()
@@ -207,7 +223,7 @@ def test_sizes_follow_the_images(system, networks, image_shape):
     assert pair.model().shape == (1, 1, *image_shape)
 
 
-@every_system
+@pytest.mark.parametrize("system", WITH_SLOTS)
 def test_with_a_mixture_for_a_likelihood(system):
     built = tiny_system(system, likelihood="mixture")
     objective, pair = Objective(built), result(built)
@@ -219,6 +235,8 @@ def test_with_a_mixture_for_a_likelihood(system):
         losses.append(elbo.loss(pair.model, pair.guide, IMAGES))
     assert losses[1] == pytest.approx(NUM_SCENES * losses[0], rel=1e-4)
     with torch.inference_mode():
-        assert torch.isfinite(pair.guide.infer(IMAGES).loc).all()
+        assert all(
+            torch.isfinite(tensor).all() for tensor in tree_leaves(pair.guide.infer(IMAGES)) if tensor is not None
+        )
     predictive = Predictive(poutine.uncondition(pair.model), guide=pair.guide, num_samples=2)
     assert predictive(IMAGES)["x"].shape == (2, *X)

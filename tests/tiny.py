@@ -9,9 +9,13 @@ from experiments.config import Config, Train
 from experiments.systems import build
 from experiments.systems.autoregressive import Autoregressive, SceneAutoregressive
 from experiments.systems.emorl import Emorl, EmorlInference
+from experiments.systems.genesis import Genesis
 from experiments.systems.genesis_v2 import GenesisV2, GenesisV2Inference
+from experiments.systems.genesis_v2_autoregressive import GenesisV2Autoregressive
 from experiments.systems.lom import Lom, LomSchedule, SceneFreeNats
 from experiments.systems.options import Geco
+from experiments.systems.sri import Sri
+from experiments.systems.vae import Vae
 from pyro_lom.objective import Objective
 from pyro_lom.program import Guide, Model
 from pyro_lom.system import System, result
@@ -19,13 +23,23 @@ from pyro_lom.system import System, result
 LATENTS = {
     "lom-genesis-v2": {"s", "z"},
     "genesis-v2": {"o"},
+    "genesis": {f"z_{part}_{k}" for part in ("mask", "component") for k in (1, 2, 3)},
     "lom-emorl": {"s", "z"},
     "emorl": {"o_1", "o_2", "o_3"},
     "autoregressive-emorl": {"z_1", "z_2", "z_3"},
     "scene-autoregressive-emorl": {"s", "z_1", "z_2", "z_3"},
+    "genesis-v2-autoregressive": {"o_1", "o_2", "o_3"},
+    "sri-genesis-v2": {"s", "z_1", "z_2", "z_3"},
+    "vae": {"s"},
 }
-AUXILIARY = {system: "seed_scores" if system.endswith("genesis-v2") else "noise" for system in LATENTS}
+AUXILIARY = {system: {"noise"} if "emorl" in system else {"seed_scores"} for system in LATENTS} | {
+    "genesis": set(),
+    "vae": set(),
+}
+AUXILIARY["sri-genesis-v2"] |= {"o", "rollout_1", "rollout_2", "rollout_3"}
 SYSTEMS = tuple(LATENTS)
+ALONE = ("genesis-v2", "genesis", "emorl", "genesis-v2-autoregressive", "vae")
+WITH_SLOTS = tuple(system for system in SYSTEMS if system != "vae")
 NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
@@ -34,10 +48,11 @@ IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2
 NUM_SLOTS = 3
 SLOT_DIM = 8
+COMPONENT_DIM = 4
 SCENE_DIM = 12
 
-_ALONE = {"genesis-v2": GenesisV2, "emorl": Emorl}
-_OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive}
+_ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Vae), strict=True))
+_OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive, "sri-": Sri}
 _INFERENCE = {"genesis-v2": GenesisV2Inference, "emorl": EmorlInference}
 _DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
 
@@ -52,25 +67,33 @@ class Programs(NamedTuple):
 def tiny_config(
     system: str = "lom-genesis-v2", networks: str = "published", *, rendered: int | None = None, **options
 ) -> Config:
-    """The configuration of a system; `options` are those of its class, such as `matching` of a LOM."""
+    """The configuration of a system; `options` are those of its class, such as `matching` of a LOM.
+
+    Every system has the Gaussian likelihood, unless `options` name another.
+    """
     base = next(name for name in _ALONE if system.endswith(name))
     kind = _OVER[system.removesuffix(base)] if system != base else _ALONE[base]
     inference = dict(encoder_width=8, free_nats_per_dim=0.0)
     values = dict(
         num_slots=NUM_SLOTS,
+        likelihood="gaussian",
         slot_dim=SLOT_DIM,
-        decoder=_DECODERS[base],
+        decoder=_DECODERS.get(base, "deconvolution"),
         decoder_width=8,
-        geco=Geco(initial=0.02),  # the KL of an untrained slot prior can be anything
+        # The KL of an untrained slot prior can be anything.
+        geco=Geco(initial=0.02, analytic_kl=system != "genesis-v2-autoregressive"),
         scene_dim=SCENE_DIM,
         transformer_width=SLOT_DIM,
+        token_width=SLOT_DIM,
         num_encoder_blocks=2,
         free_nats=SceneFreeNats(final_steps=2),
         recurrence_width=4 * SLOT_DIM,
+        mask_dim=SLOT_DIM,
+        component_dim=COMPONENT_DIM,
     )
     for name, value in NETWORKS[networks].items():
         (inference if name == "encoder" else values)[name] = value
-    values |= inference if system == base else dict(orderless=_INFERENCE[base](**inference))
+    values |= inference if system in _ALONE else dict(orderless=_INFERENCE[base](**inference))
     if rendered is not None:
         values |= dict(schedule=LomSchedule(ordered_rendered=rendered))
     own = {field.name for field in fields(kind)}

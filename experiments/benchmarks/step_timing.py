@@ -130,7 +130,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "data": settings.data,
         "pairs": "all" if trains_all else "+".join(pairs),
         "resolution": config.data.image_size,
-        "slots": config.model.num_slots,
+        "slots": getattr(config.model, "num_slots", None),
         "batch": phase.batch_size,
         "precision": config.train.precision,
         "device": settings.device,

@@ -24,7 +24,6 @@ from pyro_lom.system import Pair, System, result
 from pyro_lom.training.runs import Run
 from pyro_lom.types import Rendering
 
-INTERPOLATION = "From one scene to another along a great circle of s, slots at their prior means"
 _NUM = 12
 
 Rows = list[tuple[str, Float[Tensor, "_ _ H W"]]]
@@ -64,11 +63,17 @@ def draw(system: System, scenes: Scenes, run: Run, *, seed: int, step: int | Non
 
     if final.model.scene_sites:
         start, end = prior_scenes(final, 8).chunk(2)
-        save("interpolation", interpolation_rows(final, start, end, _NUM), INTERPOLATION)
+        save("interpolation", interpolation_rows(final, start, end, _NUM), interpolation_title(final))
 
     paths.append(run.figures / "curves.png")
     figures.save_curves(paths[-1], run.metrics())
     return paths
+
+
+def interpolation_title(pair: Pair) -> str:
+    """Return the title of a picture of interpolations."""
+    slots = ", slots at their prior means" if pair.model.slot_sites else ""
+    return f"From one scene to another along a great circle of s{slots}"
 
 
 def interpolation_rows(pair: Pair, start: Float[Tensor, "P Ds"], end: Float[Tensor, "P Ds"], num: int) -> Rows:

@@ -175,7 +175,7 @@ class HeldOut:
         for batch, received in self.inferred(images, what):
             if pair.model.slot_sites:
                 means = latents(pair.model, guide_trace(pair, batch, received[source]), mean=True)
-                slots.append(torch.cat([*means.values()], dim=-2).cpu())
+                slots.append(pair.model.join(means).cpu())
             masks = {"encoder": pair.guide.log_masks(received[source])}
             for name, one in self.system.items():
                 rendering = reconstruct(one, batch, received[name])

@@ -85,13 +85,12 @@ def source_pair(system: System) -> tuple[str, Pair]:
 
 def shuffled_batches(pair: Pair, slots: dict[str, Tensor]) -> Iterator[Rendering]:
     """Shuffle slots, given by site, over all scenes and places, and render them in batches."""
-    widths = [values.shape[-2] for values in slots.values()]
-    joined = torch.cat([*slots.values()], dim=-2)
+    joined = pair.model.join(slots)
     flat = joined.flatten(0, 1)
     shuffled = flat[torch.randperm(len(flat), device=flat.device)].view_as(joined)
     for batch in shuffled.split(BATCH):
         with torch.no_grad():
-            rendering = pair.model.render(dict(zip(slots, batch.split(widths, dim=-2), strict=True)))
+            rendering = pair.model.render(pair.model.split(batch))
         yield rendering
 
 

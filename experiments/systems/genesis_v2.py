@@ -15,15 +15,30 @@ from pyro_lom.system import Pair, System
 
 
 @dataclass(frozen=True)
-class GenesisV2Inference:
-    """Options of GENESIS-v2's inference. In a LOM they are `--model.orderless.*`."""
-
-    kind: ClassVar[str] = "genesis-v2"
+class GenesisV2Networks:
+    """Options of the networks of GENESIS-v2's guide."""
 
     encoder: Literal["published", "compact"] = "published"
     """The published networks, or small networks for small images and short trainings (departure)."""
     encoder_width: Width = 64
     """Channels of the encoder at its full resolution."""
+
+    def make_networks(self, slot_dim: int, image_shape: ImageShape) -> dict[str, nn.Module]:
+        """Build the encoder and the readout, as keyword arguments of the guide."""
+        if self.encoder == "published":
+            encoder = PixelEncoder(image_shape, width=self.encoder_width)
+            return {"encoder": encoder, "readout": SlotReadout(slot_dim, width=self.encoder_width)}
+        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width)
+        readout = MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED)
+        return {"encoder": encoder, "readout": readout}
+
+
+@dataclass(frozen=True)
+class GenesisV2Inference(GenesisV2Networks):
+    """Options of GENESIS-v2's inference. In a LOM they are `--model.orderless.*`."""
+
+    kind: ClassVar[str] = "genesis-v2"
+
     free_nats_per_dim: NotNegative = 0.0
     """Floor of the KL of all slots of a scene, in nats per dimension of a slot; 0 as published."""
 
@@ -35,17 +50,9 @@ class GenesisV2Inference:
             slot_dim=slots.slot_dim,
             likelihood=slots.make_likelihood(),
         )
-        encoder, readout = self._networks(slots.slot_dim, image_shape)
+        guide = GenesisV2Guide(model, **self.make_networks(slots.slot_dim, image_shape))
         free_nats = {"o": FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)}
-        guide = GenesisV2Guide(model, encoder=encoder, readout=readout)
         return Pair(model, guide, slots.criterion(image_shape, free_nats))
-
-    def _networks(self, slot_dim: int, image_shape: ImageShape) -> tuple[nn.Module, nn.Module]:
-        if self.encoder == "published":
-            encoder = PixelEncoder(image_shape, width=self.encoder_width)
-            return encoder, SlotReadout(slot_dim, width=self.encoder_width)
-        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width)
-        return encoder, MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,16 @@ def phase(train: Train, **changes: Any) -> Phase:
     return Phase(**(values | changes), warmup_steps=train.warmup_steps, decay=train.decay)
 
 
+def check_image_size(image_shape: ImageShape) -> None:
+    """Raise UserError if images are not square, or have a size that the networks do not support."""
+    _, height, width = image_shape
+    if height != width or height not in range(32, 129, 16):
+        raise UserError(
+            f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
+            "crop and resize them, or choose such a --data.image-size for a folder of images"
+        )
+
+
 def part(options: Any, kind: type) -> Any:
     """Return an instance of the dataclass `kind` with the values that `options` has for its fields."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
@@ -104,6 +114,9 @@ class Geco:
     goal_relative: bool = False
     """Divide the constraint by the target's distance from a perfect reconstruction and clamp it to [-1, 1]
     (departure for short trainings)."""
+    analytic_kl: bool = True
+    """Use the formula of a KL if there is one. Otherwise the KL of each site is estimated from one sample, as published
+    for GENESIS and GENESIS-v2."""
 
     def check(self) -> None:
         """Raise UserError if the bounds exclude the first value, or if there is not exactly one target."""
@@ -119,7 +132,12 @@ class Geco:
             )
 
     def criterion(
-        self, image_shape: ImageShape, *, image_scale: float, free_nats: dict[str, FreeNats] | None = None
+        self,
+        image_shape: ImageShape,
+        *,
+        image_scale: float,
+        free_nats: dict[str, FreeNats] | None = None,
+        rollouts: dict[str, str] | None = None,
     ) -> GecoRule:
         """Build the GECO rule of one pair; raises UserError if the target cannot be reached."""
         make, target = Target.from_paper, self.target
@@ -135,39 +153,26 @@ class Geco:
             warm_start=self.warm_start,
             free_nats=free_nats,
             goal_relative=self.goal_relative,
+            rollouts=rollouts,
+            analytic_kl=self.analytic_kl,
+            **({} if self.analytic_kl else {"num_kl_samples": 1}),
         )
 
 
 @dataclass(frozen=True)
-class SlotOptions(SystemOptions):
-    """Options of all systems with slots. Both pairs of a LOM use them."""
+class CompositionOptions(SystemOptions):
+    """Options of all systems that compose an image of components and masks."""
 
     num_slots: NumSlots = 7
     """K: largest number of objects and parts of the background in a scene (A.4.1)."""
-    slot_dim: Size = 64
-    """Dz (A.4.1)."""
     likelihood: Literal["gaussian", "mixture"] = "gaussian"
     """p(x | z): a normal whose mean is the sum of the slots (Eq. 3), or a mixture over slots at each pixel."""
     image_scale: Positive = 0.7
     """sigma, the standard deviation of the likelihood, for images in [0, 1] (A.4.1)."""
-    decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
-    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
-    decoder_width: Size = 64
-    """Channels or units of the decoder's layers."""
     geco: Geco = Geco()
 
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
         self.geco.check()
-
-    def make_decoder(self, image_shape: ImageShape) -> nn.Module:
-        """Build a decoder of slots to C+1 channels; raises UserError if the size of images is not supported."""
-        channels, height, width = image_shape
-        if height != width or height not in range(32, 129, 16):
-            raise UserError(
-                f"images are {height}x{width}, but models need square ones of 32 to 128 pixels, a multiple of 16: "
-                "crop and resize them, or choose such a --data.image-size for a folder of images"
-            )
-        return _DECODERS[self.decoder](self.slot_dim, height, out_channels=channels + 1, width=self.decoder_width)
 
     def make_likelihood(self) -> nn.Module:
         """Build p(x | z) as a module."""
@@ -176,6 +181,24 @@ class SlotOptions(SystemOptions):
     def criterion(self, image_shape: ImageShape, free_nats: dict[str, FreeNats] | None = None) -> GecoRule:
         """Build the GECO rule, with the floors `free_nats` of KLs by site."""
         return self.geco.criterion(image_shape, image_scale=self.image_scale, free_nats=free_nats)
+
+
+@dataclass(frozen=True)
+class SlotOptions(CompositionOptions):
+    """Options of all systems with slots of one vector each. Both pairs of a LOM use them."""
+
+    slot_dim: Size = 64
+    """Dz (A.4.1)."""
+    decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
+    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
+    decoder_width: Size = 64
+    """Channels or units of the decoder's layers."""
+
+    def make_decoder(self, image_shape: ImageShape) -> nn.Module:
+        """Build a decoder of slots to C+1 channels; raises UserError if the size of images is not supported."""
+        check_image_size(image_shape)
+        channels, height, _ = image_shape
+        return _DECODERS[self.decoder](self.slot_dim, height, out_channels=channels + 1, width=self.decoder_width)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.networks.norm_relu_projection import norm_relu_projection
+from pyro_lom.networks.norm_relu_projection import layout, norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 PLACE_SCALE = 3.0  # initially, a slot's first two numbers are PLACE_SCALE times its row and column in [-1, 1]
@@ -50,7 +50,7 @@ class DeconvolutionDecoder(nn.Module):
         broadcast = slots[..., None, None].expand(-1, -1, *self.grid.shape[-2:])
         grid = self.grid.expand(len(slots), -1, -1, -1)
         *layers, norm, _, projection = self.layers
-        features = torch.cat([broadcast, grid], dim=1).contiguous(memory_format=torch.channels_last)
+        features = torch.cat([broadcast, grid], dim=1).contiguous(memory_format=layout(norm.num_channels))
         for layer in layers:
             features = layer(features)
         return norm_relu_projection(features, norm, projection)

@@ -13,13 +13,22 @@ from torch.autograd.function import once_differentiable
 _BLOCK = 4  # images at once: their activations, and gradients of these, fit a cache
 
 
+def layout(channels: int) -> torch.memory_format:
+    """Return the memory format for feature maps with this number of channels.
+
+    Channels last is faster. But torch's group normalisation on a CPU then sums the pixels of a channel one after
+    another: with fewer than four channels in a group, float32 loses up to two digits.
+    """
+    return torch.channels_last if channels >= 32 else torch.contiguous_format
+
+
 def norm_relu_projection(
     features: Float[Tensor, "N C H W"], norm: nn.GroupNorm, projection: nn.Conv2d
 ) -> Float[Tensor, "N out H W"]:
     """projection(relu(norm(features))). It can be differentiated once."""
     if features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return projection(F.relu(norm(features), inplace=True))
-    features = features.contiguous(memory_format=torch.channels_last)  # torch's kernel wants its gradient alike
+    features = features.contiguous(memory_format=layout(norm.num_channels))
     weight = projection.weight.flatten(1)
     return _NormReluProjection.apply(features, norm.weight, norm.bias, weight, projection.bias, norm)
 
@@ -55,7 +64,14 @@ class _NormReluProjection(torch.autograd.Function):
             of_relu = (of_out @ weight).view(activation.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
             of_normed = torch.ops.aten.threshold_backward.grad_input(of_relu, activation, 0, grad_input=of_relu)
             of_features[rows], of_its_weight, of_its_bias = torch.ops.aten.native_group_norm_backward(
-                of_normed, some, mean[rows], rstd[rows], norm_weight, *_sizes(some), ctx.norm.num_groups, (True,) * 3
+                of_normed.contiguous(memory_format=layout(some.shape[1])),  # torch's kernel wants it like its input
+                some,
+                mean[rows],
+                rstd[rows],
+                norm_weight,
+                *_sizes(some),
+                ctx.norm.num_groups,
+                (True,) * 3,
             )
             of_norm_weight += of_its_weight
             of_norm_bias += of_its_bias

@@ -1,8 +1,9 @@
-"""GENESIS-v2's stick-breaking clustering of pixel embeddings into masks (Engelcke et al., 2021)."""
+"""Masks by stick breaking: from logits, as in GENESIS, or by clustering of pixels, as in GENESIS-v2."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,8 +16,21 @@ def pixel_grid(height: int, width: int, device: torch.device | None = None) -> F
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
+def break_stick(logits: Float[Tensor, "*batch K 1 H W"]) -> Float[Tensor, "*batch K 1 H W"]:
+    """Return log masks. Each mask takes a share of the scope, which is what the masks before it left of every pixel.
+
+        m_k = s_k sigmoid(logit_k),    s_1 = 1,    s_k+1 = s_k sigmoid(-logit_k)
+
+    The last mask is the last scope, and the last logit is not used (Engelcke et al., 2019).
+    """
+    logits = at_least_float32(logits)[..., :-1, :, :, :]
+    log_scopes = F.logsigmoid(-logits).cumsum(-4)
+    log_masks = F.logsigmoid(logits) + F.pad(log_scopes, (0, 0, 0, 0, 0, 0, 1, -1))
+    return torch.cat([log_masks, log_scopes[..., -1:, :, :, :]], dim=-4)
+
+
 class InstanceColouring(nn.Module):
-    """Cluster pixels into K masks, sequentially, around K-1 randomly chosen pixels.
+    """Cluster pixels into K masks, sequentially, around K-1 randomly chosen pixels (Engelcke et al., 2021).
 
     The scope s is the share of each pixel that no mask contains yet. It starts at one:
 

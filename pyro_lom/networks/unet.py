@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_lom.networks.norm_relu_projection import layout
+
 
 class ConvBlock(nn.Sequential):
     """Convolution without bias, group normalisation, ReLU."""
@@ -42,6 +44,7 @@ class UNet(nn.Module):
 
     def __init__(self, size: int, *, in_channels: int, width: int, stem_stride: int = 1):
         super().__init__()
+        self.layout = layout(width)
         self.stem = nn.Identity()
         if stem_stride > 1:
             self.stem = ConvBlock(in_channels, width, kernel_size=5, stride=stem_stride)
@@ -57,11 +60,11 @@ class UNet(nn.Module):
         self.mlp = nn.Sequential(*(layer for i, o in sizes for layer in (nn.Linear(i, o), nn.ReLU())))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width h w"]:
-        features, skips = self.stem(images.contiguous(memory_format=torch.channels_last)), []
+        features, skips = self.stem(images.contiguous(memory_format=self.layout)), []
         for level, block in enumerate(self.down):
             features = block(features if level == 0 else F.interpolate(features, scale_factor=0.5))
             skips.append(features)
-        deepest = self.mlp(features.flatten(1)).view(features.shape).contiguous(memory_format=torch.channels_last)
+        deepest = self.mlp(features.flatten(1)).view(features.shape).contiguous(memory_format=self.layout)
         features = self.up[0](torch.cat([deepest, skips.pop()], dim=1))
         for convolution, *norm_and_relu in self.up[1:]:
             features = convolve_upsampled(features, skips.pop(), convolution.weight)

@@ -19,7 +19,7 @@ def compile_networks(objective: Objective, tell: Callable[[str], None] = print) 
         for pair in objective.pairs.values():
             for program in (pair.model, pair.guide):
                 for name, network in program.named_children():
-                    if name in ("decoder", "encoder"):
+                    if name.endswith(("decoder", "encoder")):
                         network.compile()
     except Exception as error:  # a compiler may raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -182,6 +182,7 @@ def test_a_stopped_study_prints_how_to_go_on(ablate, tmp_path, monkeypatch, numb
     [
         (["ablation-9"], "there is no preset 'ablation-9'; choose one of "),
         ([NAME, NAME], "a preset is named twice: "),
+        (["demo", "lom-genesis-v2-towers"], "a preset is named twice: lom-genesis-v2-towers lom-genesis-v2-towers"),
         ([NAME, "--seeds", "0"], "--seeds is 0: it must be from 1 to 1000"),
         ([NAME, "--processes", "0"], "--processes is 0: it must be from 1 to 256"),
         ([NAME, "--", "--seed", "3"], "only the options --model.*, --data.* and --train.* of fit.py can follow the --"),

@@ -11,7 +11,7 @@ import torch
 from experiments import benchmark
 from experiments.benchmark import IDENTITY, SYSTEMS, Arguments, _settings, main
 from experiments.benchmarks.step_timing import measure
-from experiments.systems import build
+from experiments.systems import build, preset
 from pyro_lom.errors import UserError
 
 TINY = ["--resolutions", "32", "--slots", "2", "--batch-sizes", "1", "--steps", "2"]
@@ -26,17 +26,17 @@ def here(monkeypatch):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "system",
-    [pytest.param(name, marks=() if name == "genesis-v2" else pytest.mark.slow) for name in SYSTEMS],
+    [pytest.param(name, marks=() if name in ("genesis-v2", "vae") else pytest.mark.slow) for name in SYSTEMS],
 )
 def test_a_row_of_every_system(system):
     [settings] = _settings(Arguments((system,), slots=(7,), batch_sizes=(1,), steps=2, device="cpu"))
-    row = measure(settings)
+    row, has_slots = measure(settings), system != "vae"
     assert {key: row[key] for key in IDENTITY} == {
         "system": system,
         "data": "objects-room",
         "pairs": "all",
         "resolution": 64,
-        "slots": 7,
+        "slots": 7 if has_slots else None,
         "batch": 1,
         "precision": "32-true",
         "device": "cpu",
@@ -60,6 +60,23 @@ def test_a_row_of_every_system(system):
     assert all(seconds > 0 for seconds in parts.values())
     assert parts["decoders"] + parts["encoder"] > parts["data"] + parts["optimiser"]
     assert all(row[f"{name}_images_per_second"] > 0 for name in ("loading", "sampling", "evaluation"))
+
+
+def test_without_slots_one_row_is_that_of_all_numbers_of_slots():
+    options = Arguments(("vae", "genesis-v2"), slots=(2, 3), device="cpu")
+    configs = [settings.config for settings in _settings(options)]
+    assert [getattr(config.model, "num_slots", None) for config in configs] == [None, 2, 3]
+    assert configs[0].model == preset("vae-objects-room").model
+
+
+def test_a_row_without_slots_is_printed_and_compared(command, here):
+    options = ("--systems", "vae", *TINY)
+    code, _, err = command(main, *options, "--json", "rows.json")
+    assert code == 0, err
+    code, out, err = command(main, *options, "--compare", "rows.json")
+    assert code == 0, err
+    [row] = [line.split() for line in out.partition("New over old\n")[2].splitlines()[1:]]
+    assert row[:3] == ["vae", "32", "-"] and float(row[-2]) > 0
 
 
 def test_a_preset_with_phases_has_a_row_for_each():

@@ -42,7 +42,7 @@ def test_the_kind_of_system_is_stored_and_no_module(name):
 
 def test_kinds_of_systems_differ():
     kinds = [system.kind for system in SYSTEMS]
-    assert kinds == ["lom", "genesis-v2", "emorl", "autoregressive", "scene-autoregressive"]
+    assert len(set(kinds)) == len(kinds)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,9 @@ def test_what_cannot_be_accumulated():
     check(replace(preset("demo"), model=all_rendered), accumulate=2)
     with pytest.raises(UserError, match="--accumulate does not go with --model.schedule.ordered-rendered"):
         check(preset("demo"), accumulate=2)
+    check(preset("genesis-towers"), accumulate=1)
+    with pytest.raises(UserError, match="--accumulate is 2, but the networks of genesis normalise whole batches"):
+        check(preset("genesis-towers"), accumulate=2)
 
 
 def test_what_has_no_cuda_graph():

@@ -61,17 +61,18 @@ OLD = {
     ("option", "systems"),
     [
         (["--model.matching", "hungarian"], "lom"),
-        (["--model.scene-dim", "3"], "lom, scene-autoregressive"),
+        (["--model.scene-dim", "3"], "lom, scene-autoregressive, sri, vae"),
         (["--model.num-refinements", "3"], "emorl"),
-        (["--model.recurrence-width", "3"], "autoregressive, scene-autoregressive"),
+        (["--model.recurrence-width", "3"], "autoregressive, genesis-v2-autoregressive, scene-autoregressive, sri"),
+        (["--model.token-width", "3"], "sri"),
         (["--model.no-order-aware-scales"], "lom"),
         (["--model.shared-order-nets"], "lom"),
         (["--model.scene-prior.kind", "flow"], "lom, scene-autoregressive"),
-        (["--model.orderless.encoder-width", "8"], "autoregressive, lom, scene-autoregressive"),
-        (["--model.schedule.orderless-first", "0.5"], "autoregressive, lom, scene-autoregressive"),
+        (["--model.orderless.encoder-width", "8"], "autoregressive, lom, scene-autoregressive, sri"),
+        (["--model.schedule.orderless-first", "0.5"], "autoregressive, lom, scene-autoregressive, sri"),
         (["--model.schedule.ordered-rendered", "2"], "lom"),
         (["--model.free-nats.per-dim", "0.5"], "lom, scene-autoregressive"),
-        (["--train.orderless-first", "0.5"], "autoregressive, lom, scene-autoregressive"),  # an old name
+        (["--train.orderless-first", "0.5"], "autoregressive, lom, scene-autoregressive, sri"),  # an old name
         (["--train.free-nats-per-dim", "0.5"], "lom, scene-autoregressive"),
         (["--train.ordered-rendered", "2"], "lom"),
     ],
@@ -205,6 +206,7 @@ def traits(config):
     for name, module in objective.named_modules():
         plain = {key: value for key, value in vars(module).items() if not isinstance(value, nn.Module)}
         public = {key: getattr(value, "__name__", str(value)) for key, value in plain.items() if key[0] != "_"}
+        public = {key: text.partition(" at 0x")[0] for key, text in public.items()}  # no address of an object
         found[f"attributes of {name}"] = (type(module).__name__, public)
     phases = config.model.phases(system, config.train)
     found["phases"] = [str(dataclasses.replace(phase, prepare=None)) for phase in phases]

@@ -286,7 +286,7 @@ def test_options_of_ones_own(command, refusal, my_module, towers_path):
     assert "model guide.posterior" in out
     assert refusal(main_of("fit"), *toy, "--model.dim", "0") == "--model.dim is 0: it must be from 1 to 1000000000"
     assert refusal(main_of("fit"), *toy, "--model.num-slots", "3").startswith(
-        "--model.num-slots is no option of toy: it belongs to the systems autoregressive, emorl, genesis-v2, lom, "
+        "--model.num-slots is no option of toy: it belongs to the systems autoregressive, emorl, genesis, genesis-v2, "
     )
     code, out, _ = command(main_of("fit"), *toy, "--help")
     assert code in (0, None) and "--model.dim" in out and "Dimensions of the latent." in out

@@ -16,14 +16,17 @@ import pyro.distributions.transforms as T
 import pytest
 import torch
 from pyro.nn import PyroModule, PyroParam
+from tiny import tiny_system
 from torch import nn
 from torch.distributions import constraints
 
 from experiments import Factory, evaluate, load_run, sample_scenes
 from experiments.fit import fit, parse
 from experiments.loading import read_origin
+from experiments.parts import exchange
 from experiments.sample import main as sample_main
 from experiments.systems import build, preset
+from experiments.systems.options import Geco
 from pyro_lom import tempering
 from pyro_lom.errors import UserError
 from pyro_lom.likelihoods import GaussianLikelihood
@@ -501,6 +504,15 @@ def test_parts_have_their_effect(config):
     assert isinstance(pair.model.likelihood, Likelihood) and isinstance(pair.model.decoder, SlotDecoder)
     assert pair.criterion.report(1.0) == {}  # its error is not an RMSE
     assert pair.criterion.free_nats.keys() == {"s"}
+
+
+def test_another_likelihood_keeps_the_other_terms_of_the_loss():
+    built = exchange(tiny_system("sri-genesis-v2"), dict(likelihood=GaussianLikelihood(0.3)))
+    assert built["ordered"].criterion.rollouts == {f"z_{k}": f"rollout_{k}" for k in (1, 2, 3)}
+    sampled = exchange(
+        tiny_system("genesis-v2", geco=Geco(analytic_kl=False)), dict(likelihood=GaussianLikelihood(0.3))
+    )
+    assert (sampled["model"].criterion.analytic_kl, sampled["model"].criterion.num_kl_samples) == (False, 1)
 
 
 class SlotDecoder(nn.Module):

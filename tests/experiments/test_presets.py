@@ -43,8 +43,9 @@ def inference(config):
 def test_presets_are_called_what_they_are(name):
     config = preset(name)
     assert config.preset == name.replace("demo", "lom-genesis-v2-towers")
-    system = config.model.kind if inference(config) is config.model else f"lom-{inference(config).kind}"
-    assert config.preset.startswith((f"{system}-", "ablation-"))
+    system = f"lom-{inference(config).kind}" if config.model.kind == "lom" else config.model.kind
+    names = {"genesis-v2-autoregressive": ("genesis-v2-mog-", "genesis-v2-g-")}.get(system, (f"{system}-",))
+    assert config.preset.startswith((*names, "ablation-"))
 
 
 def test_bare_fit_runs_the_demo():
@@ -96,13 +97,56 @@ def test_the_plan_shows_configuration_and_parameters(name, fit, tmp_path):
     assert found.train == dataclasses.replace(config.train, steps=123) and inference(found).encoder_width == 8
     assert (found.preset, found.data, found.model.kind) == (config.preset, config.data, config.model.kind)
     plan = plan.splitlines()
-    counts = [int(line.split()[-1].replace(",", "")) for line in plan]
-    assert counts[-1] == sum(counts[:-1])
+    counts = {" ".join(line.split()[:-1]): int(line.split()[-1].replace(",", "")) for line in plan}
+    of_pairs = {pair: counts.pop(f"{pair} total") for pair in dict.fromkeys(line.split()[0] for line in plan[:-1])}
+    assert sum(of_pairs.values()) == counts.pop("total")
+    for pair, total in of_pairs.items():
+        assert total == sum(number for part, number in counts.items() if part.startswith(f"{pair} "))
     pair = "model" if inference(config) is config.model else "orderless"
     assert any(f"{pair} guide.encoder" in line for line in plan)
-    has_scenes = config.model.kind in ("lom", "scene-autoregressive")
+    has_scenes = config.model.kind in ("lom", "scene-autoregressive", "sri")
     assert any("ordered guide.scene_encoder" in line for line in plan) == has_scenes
     assert not list(tmp_path.iterdir())  # no data set, no run
+
+
+def test_the_plan_shows_the_published_number_of_parameters(fit):
+    _, out, _ = fit("genesis-v2-mog-objects-room", "--dry-run")
+    assert [line.split() for line in out.splitlines()[-2:]] == [["model", "total", "2,729,422"], ["total", "2,729,422"]]
+
+
+NORMALISED = 0.5655 - 0.5 * math.log(2 * math.pi)
+
+
+@pytest.mark.parametrize(
+    ("name", "likelihood", "image_scale", "target", "step_size"),
+    [
+        ("mog-objects-room", "mixture", 0.7, NORMALISED, 1e-5),
+        ("mog-shapestacks", "mixture", 0.7, NORMALISED, 1e-5),
+        ("mog-clevr6", "mixture", 0.1, -2.265, 1e-5),
+        ("g-objects-room", "gaussian", 0.7, -0.353, 1e-6),
+        ("g-shapestacks", "gaussian", 0.7, -0.353, 1e-6),
+        ("g-clevr6", "gaussian", 0.7, -0.356, 1e-6),
+    ],
+)
+def test_genesis_v2_with_its_own_prior(name, likelihood, image_scale, target, step_size):
+    """A.4.2 and A.4.3; all other options are those of GENESIS-v2 with independent slots."""
+    config, independent = preset(f"genesis-v2-{name}"), preset(f"genesis-v2-{name.partition('-')[2]}")
+    assert (config.data, config.train) == (independent.data, independent.train)
+    model, geco = config.model, config.model.geco
+    assert (model.likelihood, model.image_scale) == (likelihood, image_scale)
+    assert (geco.target, geco.step_size) == (pytest.approx(target, rel=1e-12), step_size)
+    assert not geco.analytic_kl and independent.model.geco.analytic_kl
+    own, theirs = vars(model), vars(independent.model)
+    assert set(own) - set(theirs) == {"recurrence_width"} and set(theirs) - set(own) == {"free_nats_per_dim"}
+    of_preset = {"likelihood", "image_scale", "geco"}
+    assert all(own[option] == theirs[option] for option in (set(own) & set(theirs)) - of_preset)
+
+
+@pytest.mark.parametrize("data", ["objects-room", "shapestacks", "clevr6"])
+def test_the_vae(data):
+    config, lom = preset(f"vae-{data}"), preset(f"lom-genesis-v2-{data}")
+    assert (config.data, config.train) == (lom.data, lom.train)
+    assert (config.model.scene_dim, config.model.image_scale) == (128, 0.7)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +173,23 @@ def test_the_papers_hyperparameters(system, data, image_size, num_slots, target,
     assert inference(config).free_nats_per_dim == 0
     if model.kind == "lom":
         the_papers_scene(model)
+
+
+@pytest.mark.parametrize(
+    ("data", "image_size", "num_slots", "steps"),
+    [("objects-room", 64, 7, 500_000), ("shapestacks", 64, 9, 500_000), ("clevr6", 96, 7, 300_000)],
+)
+def test_the_published_hyperparameters_of_genesis(data, image_size, num_slots, steps):
+    config = preset(f"genesis-{data}")
+    model, train = config.model, config.train
+    assert config.data == Data(f"data/{data}.h5", image_size)
+    assert (model.num_slots, model.mask_dim, model.component_dim) == (num_slots, 64, 16)
+    assert (model.likelihood, model.image_scale, model.encoder_width, model.decoder_width) == ("mixture", 0.7, 32, 32)
+    assert (train.steps, train.batch_size, train.learning_rate, train.clip_norm) == (steps, 32, 1e-4, None)
+    rule = model.criterion((3, 64, 64))
+    assert rule.target.nats / rule.target.num_values == pytest.approx(0.5655, abs=1e-6)
+    assert (rule.step_size, rule.speedup, rule.multiplier, rule.bounds) == (1e-5, 10, 1, (1e-10, 1e10))
+    assert (rule.analytic_kl, rule.num_kl_samples) == (False, 1)
 
 
 def the_papers_scene(model):

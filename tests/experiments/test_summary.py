@@ -199,6 +199,13 @@ def test_of_an_autoregressive_prior(system, scenes):
     assert summary["kl_ordered"] == pytest.approx(of_scene + summary["kl_slots"])
 
 
+def test_of_sri(scenes):
+    """It has all that a LOM has, and the KLs are those of the plain ELBO, without the rollout."""
+    summary = summary_of("sri-genesis-v2", scenes)
+    assert known(summary) == known(summary_of("lom-genesis-v2", scenes))
+    assert summary["kl_ordered"] == pytest.approx(summary["kl_scene"] + summary["kl_slots"])
+
+
 @pytest.mark.parametrize("orderless", ["genesis-v2", "emorl"])
 def test_of_an_orderless_model_alone(orderless, scenes):
     summary = summary_of(orderless, scenes)
@@ -350,6 +357,7 @@ def opened(path):
         ("genesis-v2", ["reconstructions", "samples", "curves"]),
         ("autoregressive-emorl", ["reconstructions", "samples", "curves"]),
         ("scene-autoregressive-emorl", ["reconstructions", "samples", "interpolation", "curves"]),
+        ("sri-genesis-v2", ["reconstructions", "samples", "interpolation", "curves"]),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])

@@ -8,7 +8,18 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
-from tiny import IMAGE_SHAPE, LATENTS, NUM_SLOTS, SCENE_DIM, SLOT_DIM, SYSTEMS, Programs, tiny_images, tiny_pair
+from tiny import (
+    COMPONENT_DIM,
+    IMAGE_SHAPE,
+    LATENTS,
+    NUM_SLOTS,
+    SCENE_DIM,
+    SLOT_DIM,
+    WITH_SLOTS,
+    Programs,
+    tiny_images,
+    tiny_pair,
+)
 
 from pyro_lom.arviz_bridge import STATISTICS, _from_dict, bayesian_p_values, inference_data, reconstruction_error
 from pyro_lom.errors import UserError
@@ -16,13 +27,15 @@ from pyro_lom.errors import UserError
 B, DRAWS = 3, 4
 
 
-def shapes_of(latents):
+def shapes_of(system):
     def shape_of(name):
         if name == "s":
             return (SCENE_DIM,)
-        return (SLOT_DIM,) if name.startswith("z_") else (NUM_SLOTS, SLOT_DIM)
+        if name.startswith("z_component"):
+            return (COMPONENT_DIM,)
+        return (NUM_SLOTS, SLOT_DIM) if name in ("z", "o") or system == "emorl" else (SLOT_DIM,)
 
-    return {name: (1, DRAWS, B, *shape_of(name)) for name in latents}
+    return {name: (1, DRAWS, B, *shape_of(name)) for name in LATENTS[system]}
 
 
 def redness(images, segments):
@@ -40,12 +53,12 @@ def data(lom):
     return inference_data(*lom, tiny_images(B), num_draws=DRAWS, statistics=STATISTICS | {"redness": redness})
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", WITH_SLOTS)
 def test_groups_and_shapes(system):
     data = inference_data(*(program.eval() for program in tiny_pair(system)), tiny_images(B), num_draws=DRAWS)
     for group in ("prior", "posterior"):
         shapes = {name: values.shape for name, values in data[group].data_vars.items()}
-        assert shapes == shapes_of(LATENTS[system])
+        assert shapes == shapes_of(system)
     for group in ("prior_predictive", "posterior_predictive"):
         assert {name: values.shape for name, values in data[group].data_vars.items()} == {
             name: (1, DRAWS, B) for name in STATISTICS

@@ -1,10 +1,23 @@
 """Heads of distributions stay in float32 and positive."""
 
+import math
+
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
-from pyro_lom.distributions import GaussianHead, at_least_float32, diagonal_normal, mean, normal_of, positive
+from pyro_lom.distributions import (
+    Computed,
+    GaussianHead,
+    at_least_float32,
+    diagonal_normal,
+    mean,
+    normal_of,
+    positive,
+    positive_root,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -58,3 +71,45 @@ def test_emorls_raw_parameters_are_a_loc_and_what_softplus_makes_a_variance():
 def test_a_location_stands_for_a_mean_that_does_not_exist(q):
     assert torch.equal(mean(q), torch.arange(3.0))
     assert torch.equal(mean(q.to_event(1)), torch.arange(3.0))
+
+
+def test_raw_variances_saturate_at_80():
+    raw = torch.tensor([79.0, 80.0, 1000.0, math.inf])
+    expected = torch.tensor([79.0, 80.0, 80.0, 80.0]).sqrt()
+    torch.testing.assert_close(positive_root(raw), expected)
+    assert torch.equal(GaussianHead(1, 4, to_scale=lambda _: expected)(torch.zeros(1)).stddev, expected)
+
+
+class TestComputed:
+    """A site whose value is computed where it is sampled, and nowhere else."""
+
+    @staticmethod
+    def program(values, calls):
+        def compute():
+            calls.append(1)
+            return 2 * values
+
+        with pyro.plate("scenes", 4, dim=-2):
+            return pyro.sample("y", Computed(compute, values.shape[:-1], values.shape[-1:]))
+
+    def test_it_is_what_was_computed_without_density(self):
+        values, calls = torch.randn(4, 1, 3, requires_grad=True), []
+        trace = poutine.trace(self.program).get_trace(values, calls)
+        trace.compute_log_prob()
+        site = trace.nodes["y"]
+        assert torch.equal(site["value"], 2 * values) and len(calls) == 1
+        assert torch.equal(site["log_prob"], torch.zeros(4, 1))
+        site["value"].sum().backward()
+        assert (values.grad == 2).all()
+
+    def test_replayed_or_conditioned_it_is_not_computed(self):
+        values, calls = torch.randn(4, 1, 3), []
+        trace = poutine.trace(self.program).get_trace(values, [])
+        assert poutine.replay(self.program, trace=trace)(values, calls) is trace.nodes["y"]["value"]
+        given = torch.zeros(4, 1, 3)
+        assert poutine.condition(self.program, {"y": given})(values, calls) is given
+        assert not calls
+
+    def test_it_is_expanded_over_plates(self):
+        values = torch.randn(1, 1, 3)
+        assert torch.equal(self.program(values, []), (2 * values).expand(4, 1, 3))

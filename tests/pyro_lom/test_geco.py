@@ -2,8 +2,11 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBOModule
 from tiny import IMAGE_SHAPE, tiny_images, tiny_pair
 
@@ -137,6 +140,50 @@ class TestFreeNats:
 
     def test_a_site_that_is_not_there_is_ignored(self):
         assert rule(free_nats={"s": FreeNats.constant(5.0)}).kl(terms(0.0, z=[1.0])).item() == 1.0
+
+
+class TestRollouts:
+    """KL(q(z) || r) of a site z, for the auxiliary site r of the guide."""
+
+    def model(self):
+        with pyro.plate("scenes", 3, dim=-2):
+            pyro.sample("z", dist.Normal(torch.zeros(3, 1, 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.ones(3, 1))
+
+    def guide(self):
+        with pyro.plate("scenes", 3, dim=-2):
+            with poutine.mask(mask=False):
+                pyro.sample("r", dist.Normal(torch.ones(3, 1, 2), 1.0).to_event(1), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(torch.full((3, 1, 2), 3.0), 1.0).to_event(1))
+
+    def test_they_add_a_term(self):
+        plain = rule().terms(self.model, self.guide)
+        added = rule(rollouts={"z": "r"}).terms(self.model, self.guide)
+        torch.testing.assert_close(plain.kl, {"z": torch.full((3,), 2 * 3.0**2 / 2), "r": torch.zeros(3)})
+        torch.testing.assert_close(added.kl, {"z": plain.kl["z"], "r": torch.full((3,), 2 * 2.0**2 / 2)})
+
+    def test_pyros_interface_has_the_added_term(self):
+        losses = [rule(initial=1.0, rollouts=rollouts).loss(self.model, self.guide) for rollouts in (None, {"z": "r"})]
+        error = 0.5 + 0.5 * math.log(2 * math.pi)
+        assert losses == [pytest.approx(error + 9), pytest.approx(error + 13)]
+
+    def test_the_scale_of_a_site_multiplies_both(self):
+        guide = poutine.scale(self.guide, scale=2.0)
+        assert (
+            rule(rollouts={"z": "r"}).terms(poutine.scale(self.model, scale=2.0), guide).kl["r"].tolist() == [8.0] * 3
+        )
+
+
+def test_a_kl_from_one_sample():
+    """log q - log p at the guide's sample, instead of the formula."""
+    geco, pair = rule(analytic_kl=False, num_kl_samples=1), tiny_pair("genesis-v2")
+    guide = poutine.trace(pair.guide).get_trace(tiny_images())
+    sampled = geco.terms(pair.model, poutine.replay(pair.guide, trace=guide), tiny_images()).kl["o"]
+    site = guide.nodes["o"]
+    prior = torch.distributions.Normal(0.0, 1.0)
+    expected = site["fn"].log_prob(site["value"]).sum(-1) - prior.log_prob(site["value"]).sum((-1, -2))
+    torch.testing.assert_close(sampled, expected)
+    assert not torch.allclose(sampled, rule().terms(pair.model, pair.guide, tiny_images()).kl["o"])
 
 
 class TestUpdate:

@@ -9,8 +9,9 @@ from pyro_lom.networks.norm_relu_projection import norm_relu_projection
 
 
 @pytest.fixture
-def layers():
-    norm, projection = nn.GroupNorm(4, 16).double(), nn.Conv2d(16, 3, 1).double()
+def layers(request):
+    channels = getattr(request, "param", 16)
+    norm, projection = nn.GroupNorm(4, channels).double(), nn.Conv2d(channels, 3, 1).double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     return norm, projection
@@ -22,8 +23,9 @@ def three_layers(features, norm, projection):
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layers", [16, 32], indirect=True)
 def test_values_and_gradients_are_those_of_the_layers(layers, num, layout):
-    features = torch.randn(num, 16, 6, 5).double().contiguous(memory_format=layout).requires_grad_()
+    features = torch.randn(num, layers[0].num_channels, 6, 5).double().contiguous(memory_format=layout).requires_grad_()
     inputs = [features, *(parameter for layer in layers for parameter in layer.parameters())]
     results = [way(features, *layers) for way in (norm_relu_projection, three_layers)]
     torch.testing.assert_close(*results)
@@ -33,7 +35,7 @@ def test_values_and_gradients_are_those_of_the_layers(layers, num, layout):
 
 
 def test_nothing_as_large_as_its_input_is_kept_beside_it(layers):
-    features, kept = torch.randn(4, 16, 8, 8).double().contiguous(memory_format=torch.channels_last), []
+    features, kept = torch.randn(4, 16, 8, 8).double(), []
     features.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         norm_relu_projection(features, *layers)

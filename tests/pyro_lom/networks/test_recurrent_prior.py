@@ -43,3 +43,23 @@ def test_what_reads_the_scene_starts_as_the_papers_networks_do():
     linear = SlotRecurrence(256, width=WIDTH, scene_dim=256).project_scene[0]
     assert linear.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.05)
     assert not linear.bias.any() and not SlotRecurrence(DZ, width=WIDTH).first.any()
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 3)])
+def test_given_slots_are_read_one_after_another(batch):
+    network = SlotRecurrence(DZ, width=WIDTH, scene_dim=DS)
+    scenes, slots = torch.randn(*batch, DS), torch.randn(*batch, 4, DZ)
+    state, expected = network.start(scenes), []
+    for k in range(4):
+        expected.append(state[0])
+        state = network(slots[..., k, :], state)
+    torch.testing.assert_close(network.read(scenes, slots), torch.stack(expected, dim=-2))
+
+
+def test_inputs_may_be_wider_than_slots():
+    network = SlotRecurrence(DZ, width=WIDTH, scene_dim=DS, token_dim=7)
+    assert (network.cell.input_size, network.project_scene[0].out_features) == (7, 7)
+    scene, slots = torch.randn(3, DS), torch.randn(3, 2, DZ)
+    state = network.start(scene)
+    expected, _ = network.cell(network.embed(slots[:, 0]), state)
+    torch.testing.assert_close(network.read(scene, slots)[:, 1], expected)

@@ -21,8 +21,9 @@ def test_only_networks_are_in_bfloat16(system, networks):
     take_step = TrainingStep(make_fabric("cpu", precision="bf16-mixed", devices=1), objective)
     for pair in objective.pairs.values():
         pair.register_forward_pre_hook(lambda _, *given: seen.extend(tree_leaves(given)), with_kwargs=True)
-        if hasattr(pair.model, "decoder"):
-            pair.model.decoder.register_forward_hook(lambda *given: inner.add(given[-1].dtype))
+        for name, network in pair.model.named_children():
+            if name.endswith("decoder"):
+                network.register_forward_hook(lambda *given: inner.add(given[-1].dtype))
 
     class Sites(poutine.messenger.Messenger):
         def _pyro_post_sample(self, msg):

@@ -18,7 +18,7 @@ from fixed_noise import FixedNoise
 from lightning_fabric import Fabric
 from recorded import pretend
 from safetensors.torch import load_file
-from tiny import SYSTEMS, tiny_config, tiny_images, tiny_objective
+from tiny import SYSTEMS, tiny_config, tiny_images, tiny_objective, tiny_system
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.systems import build
@@ -47,10 +47,12 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the program may answer it."""
 
 
-def make_trainer(folder, *, orderless_first=IN_TURN, seed=0, at=None, phases=None, images=IMAGES, **options):
+def make_trainer(
+    folder, *, config=None, orderless_first=IN_TURN, seed=0, at=None, phases=None, images=IMAGES, **options
+):
     """A trainer on a run in `folder`; `at` maps steps to what happens after them."""
     folder.mkdir(exist_ok=True)
-    config = tiny_config(networks="compact", schedule=LomSchedule(orderless_first=orderless_first))
+    config = config or tiny_config(networks="compact", schedule=LomSchedule(orderless_first=orderless_first))
     config = replace(config, train=replace(config.train, steps=NUM_STEPS, learning_rate=1e-3))
     torch.manual_seed(seed)
     system = build(config, (3, 32, 32))
@@ -241,6 +243,22 @@ def test_a_closed_terminal_does_not_stop_what_ignores_it(tmp_path):
         assert stop.went_on and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_running_statistics_are_in_checkpoints(tmp_path):
+    """A run of a system that normalises batches goes on bit for bit."""
+    config = tiny_config("genesis")
+    make_trainer(tmp_path / "whole", config=config).fit()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "killed", config=config, at={4: kill}).fit()
+    resumed = make_trainer(tmp_path / "killed", config=config)
+    resumed.resume()
+    assert resumed.step == 3
+    resumed.fit()
+    weights = final_weights(tmp_path / "whole")
+    assert_same(final_weights(tmp_path / "killed"), weights)
+    statistics = [name for name in weights if name.endswith(("running_mean", "running_var"))]
+    assert len(statistics) == 20 and all(weights[name].any() for name in statistics)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
@@ -606,11 +624,11 @@ def step_of(images, *, fabric=None, first=0, accumulate=1, system="lom-genesis-v
     return {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
 
 
-def assert_same_step(found, expected):
+def assert_same_step(found, expected, system="lom-genesis-v2"):
     """Changes of each pair's weights have a relative distance below 1e-4; multipliers are equal to float precision."""
-    start, names = tiny_objective().state_dict(), dict(tiny_objective().named_parameters())
+    start, names = tiny_objective(system).state_dict(), dict(tiny_objective(system).named_parameters())
     assert found.keys() == expected.keys()
-    for pair in ("orderless", "ordered"):
+    for pair in tiny_system(system):
         own = [name for name in names if name.startswith(f"pairs.{pair}.")]
         change, other = (torch.cat([(now[n] - start[n]).double().flatten() for n in own]) for now in (expected, found))
         assert change.norm() > 1e-3
@@ -702,23 +720,24 @@ from test_trainer import BATCH, step_of
 fabric = Fabric(accelerator="cpu", devices=2)
 fabric.launch()
 first = fabric.global_rank * 4
-weights = step_of(BATCH[first : first + 4], fabric=fabric, first=first, accumulate=int(sys.argv[3]))
+options = dict(accumulate=int(sys.argv[3]), system=sys.argv[4])
+weights = step_of(BATCH[first : first + 4], fabric=fabric, first=first, **options)
 save_file({name: tensor.contiguous() for name, tensor in weights.items()}, f"rank{fabric.global_rank}")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path, accumulate):
+@pytest.mark.parametrize(("system", "accumulate"), [("lom-genesis-v2", 1), ("lom-genesis-v2", 2), ("genesis", 1)])
+def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path, system, accumulate):
     (tmp_path / "rank.py").write_text(RANK)
     here = Path(__file__).parent
-    command = [sys.executable, "rank.py", str(here.parents[1]), str(here), str(accumulate)]
+    command = [sys.executable, "rank.py", str(here.parents[1]), str(here), str(accumulate), system]
     environment = os.environ | {"PYTHONPATH": str(here.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     ranks = [load_file(tmp_path / f"rank{rank}") for rank in range(2)]
     assert_same(*ranks)  # one multiplier for all
-    assert_same_step(ranks[0], step_of(BATCH))
+    assert_same_step(ranks[0], step_of(BATCH, system=system), system)
 
 
 class Waits(TorchDispatchMode):

@@ -1,0 +1,139 @@
+"""Systems that are one pair, under the whole tool: they train, resume, are evaluated and are drawn."""
+
+import json
+import math
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments import evaluate, fit, load_run, sample_scenes
+from experiments.config import Data, Train
+from experiments.systems import build, preset
+from pyro_lom.data.hdf5 import write_scenes
+from pyro_lom.data.towers import make_towers
+from pyro_lom.geco import FreeNatsELBO
+from pyro_lom.likelihoods import GaussianLikelihood
+from pyro_lom.scene_priors import NormalMixture
+from pyro_lom.training.runs import Run
+from pyro_lom.training.trainer import Interrupted
+
+SMALL = {
+    "genesis-towers": dict(num_slots=3, mask_dim=6, component_dim=4, encoder_width=8, decoder_width=8),
+    "vae-towers": dict(scene_dim=6, encoder_width=8, decoder_width=8),
+    "genesis-v2-mog-towers": dict(num_slots=3, encoder_width=8, decoder_width=8, recurrence_width=8),
+    "genesis-v2-g-towers": dict(num_slots=3, encoder_width=8, decoder_width=8, recurrence_width=8),
+}
+LATENTS = {
+    "genesis-towers": {f"z_{part}_{k}" for part in ("mask", "component") for k in (1, 2, 3)},
+    "vae-towers": {"s"},
+    **dict.fromkeys(("genesis-v2-mog-towers", "genesis-v2-g-towers"), {"o_1", "o_2", "o_3"}),
+}
+every_system = pytest.mark.parametrize("name", SMALL)
+
+
+def small(name, data):
+    config = preset(name)
+    train = Train(steps=4, batch_size=4, learning_rate=1e-3, log_every=2, checkpoint_every=2, preview_every=1)
+    return replace(config, model=replace(config.model, **SMALL[name]), data=Data(path=str(data)), train=train)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """The end of a run without numbers and pictures, which take seconds."""
+    monkeypatch.setattr(sys.modules["experiments.fit"], "draw", lambda *_, **options: [])
+    monkeypatch.setattr(sys.modules["experiments.fit"], "summarise", lambda held_out: {})
+
+
+def weights_of(run):
+    return load_file(run.checkpoints()[-1] / "weights.safetensors")
+
+
+@every_system
+def test_it_trains_comes_back_and_is_sampled(name, data, tmp_path, without_pictures):
+    run = fit(small(name, data), runs_dir=tmp_path)
+    [*_, row] = run.metrics()
+    assert row["step"] == 4 and math.isfinite(row["loss"])
+    assert {f"model/{site}" for site in LATENTS[name]} <= set(row)
+    config, system, _ = load_run(run.folder)
+    assert config == small(name, data) and list(system) == ["model"]
+    samples = sample_scenes(system["model"], 3, 0.8)
+    assert samples.image.shape == (3, 3, 32, 32) and torch.isfinite(samples.image).all()
+    assert (samples.log_masks is None) == (name == "vae-towers")
+
+
+def test_another_likelihood_keeps_the_estimate_of_the_kl():
+    """The pair then minimises a plain ELBO, whose KL has one sample as before."""
+    config = small("genesis-v2-g-towers", "towers.h5")
+    [pair] = build(config, (3, 32, 32), likelihood=GaussianLikelihood(0.1)).values()
+    assert type(pair.criterion) is FreeNatsELBO
+    assert (pair.criterion.analytic_kl, pair.criterion.num_kl_samples) == (False, 1)
+
+
+def test_a_vae_takes_another_scene_prior():
+    [pair] = build(small("vae-towers", "towers.h5"), (3, 32, 32), scene_prior=NormalMixture(6, 3)).values()
+    assert isinstance(pair.model.scene_prior, NormalMixture)
+    terms = pair.criterion.terms(pair.model, pair.guide, torch.rand(4, 3, 32, 32))
+    assert terms.kl["s"].shape == (4,) and torch.isfinite(terms.kl["s"]).all()
+
+
+@pytest.mark.slow
+@every_system
+def test_a_stopped_run_ends_in_the_same_weights(name, data, tmp_path, monkeypatch, without_pictures):
+    whole = fit(small(name, data), runs_dir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop = lambda *_, step, **options: step == 2 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr(sys.modules["experiments.fit"], "draw", stop)
+        with pytest.raises(Interrupted):
+            fit(small(name, data), runs_dir=tmp_path / "stopped")
+    [folder] = (tmp_path / "stopped").iterdir()
+    assert Run(folder).load_checkpoint()[0].step == 3
+    fit(small(name, data), resume=folder)
+    here, there = weights_of(Run(folder)), weights_of(whole)
+    assert here.keys() == there.keys() and here
+    assert not [tensor for tensor in here if not torch.equal(here[tensor], there[tensor])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@every_system
+def test_all_numbers_and_pictures(name, tmp_path):
+    towers = replace(make_towers(88, seed=3), splits={"train": range(48), "test": range(48, 88)})
+    data = tmp_path / "towers.h5"
+    write_scenes(data, towers, source="tests", seed=3)
+    run = fit(small(name, data), runs_dir=tmp_path / "runs")
+    figures = {path.name for path in run.figures.iterdir()}
+    assert figures >= {"reconstructions.png", "samples.png", "curves.png"}
+    assert ("interpolation.png" in figures) == (name == "vae-towers")
+    summary = json.loads((run.folder / "summary.json").read_text())
+    numbers = ("rmse_model", "kl_model", "structure_samples")
+    assert all(math.isfinite(summary[key]) for key in numbers)
+    values = evaluate(run.folder, likelihood_images=2, likelihood_samples=2)
+    assert all(math.isfinite(values[key]) for key in (*numbers, "elbo_model", "log_likelihood_model"))
+    if name == "vae-towers":
+        assert math.isfinite(values["dci_disentanglement"])
+        assert values["kl_scene"] == pytest.approx(values["kl_model"]) and "kl_slots" not in values
+        assert values["ari_fg_model"] == values["binding_largest"] == values["slot_order"] == "no masks"
+        assert values["ari_fg_untrained"] == "no slots"
+    else:
+        assert values["kl_slots"] == pytest.approx(values["kl_model"]) and "kl_scene" not in values
+        assert all(math.isfinite(values[key]) for key in ("ari_fg_model", "ari_fg_encoder", "slot_order"))
+
+
+@pytest.mark.slow
+def test_the_commands_draw_a_vae(data, tmp_path, command, without_pictures):
+    import experiments.interpolate
+    import experiments.sample
+
+    run = fit(small("vae-towers", data), runs_dir=tmp_path)
+    code, out, err = command(experiments.interpolate.main, run.folder, "--frames", "2", "--steps", "3")
+    assert code == 0, err
+    code, out, err = command(experiments.sample.main, run.folder, "--num-scenes", "3")
+    assert code == 0, err
+    assert {"interpolation.gif", "samples-model-slots.png", "reconstructions-slots.png"} <= {
+        path.name for path in run.figures.iterdir()
+    }
