@@ -1,13 +1,12 @@
-"""EfficientMORL's guide: stochastic slot attention, then refinement by the gradient of the ELBO."""
+"""EfficientMORL's guide: stochastic slot attention, then refinement by the gradient of the loss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -27,13 +26,16 @@ class EfficientMorlGuide(Guide):
         q_1, q_2, q_3 = three layers of slot attention over x; each reads a sample of the layer before
         o_3 ~ q_3
         o_2 ~ q_2
-        o_1 ~ q_3 refined: moved `num_refinements` times by its gradient of log p(x | o_1) - KL(q || p(o_1 | o_2))
+        o_1 ~ q_3 refined: moved `num_refinements` times by the gradient of the loss of the step before (`losses`)
 
-    The auxiliary site `noise` (B, 1 | K, samples, Dz) contains the standard normal noise of the samples that attention
-    and refinement read. It is masked, because the ELBO is a bound for every value of the noise.
+    The auxiliary site `noise` (B, 1 | K, 6 + num_refinements, Dz) contains the standard normal noise of all samples in
+    attention, gradients and losses, in the published order: of the slots before attention, of q_1, of q_2; of q_3,
+    decoded; of q_3 and q_2, on which the priors below depend; of each refined posterior, decoded. It is masked, because
+    the ELBO is a bound for every value of the noise.
 
     `infer` also works if the caller has disabled gradients. `OrderlessPosterior.earlier` contains q_1, q_2, q_3 and all
-    refined posteriors except the last.
+    refined posteriors except the last. `OrderlessPosterior.samples` contains the samples of the losses: of o_3 and o_2,
+    on which priors depend, and the decoded slots of each step.
 
     Args:
         encoder: maps images to features of pixels (`RampEncoder`).
@@ -68,26 +70,35 @@ class EfficientMorlGuide(Guide):
                 pyro.sample("o_2", diagonal_normal(*second))
                 return pyro.sample("o_1", diagonal_normal(orderless.loc, orderless.scale))
 
-    def infer(self, images: Float[Tensor, "B C H W"]) -> OrderlessPosterior:
-        """Run three layers of attention, then refine. Inside a guide, call this within the plate `scenes`."""
-        noise_shape = (len(images), 1, self.model.num_slots, NUM_LAYERS + self.num_refinements, self.model.slot_dim)
+    def infer(self, images: Float[Tensor, "B C H W"], *, error_weight: float = 1.0) -> OrderlessPosterior:
+        """Run three layers of attention, then refine. Inside a guide, call this within the plate `scenes`.
+
+        `error_weight` is the weight of the error in the gradients of refinement. Training and evaluation use 1, so that
+        inference does not depend on the progress of training. The published training uses GECO's multiplier.
+        """
+        noise_shape = (len(images), 1, self.model.num_slots, 2 * NUM_LAYERS + self.num_refinements, self.model.slot_dim)
         standard = dist.Normal(images.new_zeros(noise_shape), images.new_ones(noise_shape)).to_event(3)
         noise = pyro.sample("noise", standard.mask(False), infer={"is_auxiliary": True}).squeeze(-4)
-        attending, refining = noise.split((NUM_LAYERS, self.num_refinements), dim=-2)
+        *attending, of_decoded, of_third, of_second = noise[..., : 2 * NUM_LAYERS, :].unbind(-2)
+        refining = noise[..., 2 * NUM_LAYERS :, :].unbind(-2)
 
-        pixels, posteriors = self.encoder(images), []
-        raw = self.attention.initial.expand(*attending.shape[:-2], -1)
-        for epsilon in attending.unbind(-2):
-            slots = _sample(raw, epsilon)
-            raw, log_masks = self.attention(slots, raw, pixels)
-            posteriors.append(raw)
-        prior, hidden = self.model.slot_prior(slots), None  # of o_1, under a sample of q_2
-        for epsilon in refining.unbind(-2):
-            gradient = self._gradient(raw, epsilon, prior, images)
+        pixels, layers = self.encoder(images), []
+        raw = self.attention.initial.expand(*noise.shape[:-2], -1)
+        for epsilon in attending:
+            raw, log_masks = self.attention(_sample(raw, epsilon), raw, pixels)
+            layers.append(raw)
+        samples = [_sample(layers[2], of_third), _sample(layers[1], of_second), _sample(raw, of_decoded)]
+        posteriors, hidden = [*layers], None
+        loss, given = self._first_loss, (of_decoded, of_third, layers[1])
+        for epsilon in refining:
+            gradient = _gradient(partial(loss, error_weight=error_weight), raw, images, *given)
             raw, hidden = self.refinement(raw, gradient, hidden)
             posteriors.append(raw)
+            samples.append(_sample(raw, epsilon))
+            loss, given = self._refined_loss, (epsilon, samples[1])
         *steps, last = (SlotMoments(q.mean, q.stddev) for q in map(normal_of, posteriors))
-        return OrderlessPosterior(*last, log_masks.unflatten(-1, (1, *images.shape[-2:])), tuple(steps))
+        log_masks = log_masks.unflatten(-1, (1, *images.shape[-2:]))
+        return OrderlessPosterior(*last, log_masks, tuple(steps), tuple(samples))
 
     def pass_on(self, inferred: OrderlessPosterior) -> OrderlessPosterior:
         """Return the means and scales, which a LOM reads."""
@@ -105,33 +116,58 @@ class EfficientMorlGuide(Guide):
         L_0 = -log p(x | o_3) + KL(q_3 || N(0, I)) + KL(q_2 || p(o_2 | o_3)) + KL(q_1 || p(o_1 | o_2))
         L_i = -log p(x | o_1) + KL(q_3 refined i times || p(o_1 | o_2))
         """
-        first, second, third, *refined = inferred.earlier
-        refined.append(SlotMoments(inferred.loc, inferred.scale))
-        above = {name: diagonal_normal(*q).rsample() for name, q in (("o_3", third), ("o_2", second))}
+        moments = (*inferred.earlier, SlotMoments(inferred.loc, inferred.scale))
+        first, second, third, *refined = (diagonal_normal(*each) for each in moments)
+        above_third, above_second, *decoded = inferred.samples
+        below = self.model.slot_prior(above_second)
+        steps = [{"o_3": (third, self.model.top()), "o_2": (second, self.model.slot_prior(above_third))}]
+        steps[0]["o_1"] = first, below
+        steps += [{"o_1": (posterior, below)} for posterior in refined]
+        for i, (slots, sites) in enumerate(zip(decoded, steps, strict=True)):
+            yield (len(steps) + 2 - i) / len(steps), criterion.terms(*self._programs(slots, sites), images)
 
-        def guide(moments: SlotMoments):
-            return partial(self, inferred=inferred._replace(loc=moments.loc, scale=moments.scale))
+    def _programs(self, slots: Tensor, sites: dict[str, tuple[dist.Distribution, dist.Distribution]]):
+        """Return a model in which x shows `slots`, and a guide; `sites` contains q and p of each latent site."""
 
-        def given_above(program):
-            return poutine.block(poutine.condition(program, above), hide=[*above])
+        def guide(images):
+            with pyro.plate("scenes", len(images), dim=-2), pyro.plate("slots", self.model.num_slots, dim=-1):
+                for name, (posterior, _) in sites.items():
+                    pyro.sample(name, posterior)
 
-        programs = [(partial(self.model, decoded="o_3"), guide(first))]
-        programs += [(given_above(self.model), given_above(guide(moments))) for moments in refined]
-        total = len(programs)
-        for i, (p, q) in enumerate(programs):
-            yield (total + 2 - i) / total, criterion.terms(p, q, images)
+        def model(images):
+            with pyro.plate("scenes", len(images), dim=-2):
+                with pyro.plate("slots", self.model.num_slots, dim=-1):
+                    for name, (_, prior) in sites.items():
+                        pyro.sample(name, prior)
+                pyro.sample("x", self._image(slots), obs=observed(images))
 
-    def _gradient(self, raw, epsilon, prior, images) -> Tensor:
-        """Return the gradient of each scene's negative ELBO in the raw parameters of q(o_1), without a graph."""
-        with torch.inference_mode(False), torch.enable_grad():
-            # The caller may have computed these in inference mode. Such tensors cannot be in a graph; clones can.
-            raw, epsilon, loc, scale, images = (
-                tensor.detach().clone() for tensor in (raw, epsilon, prior.mean, prior.stddev, images)
-            )
-            raw.requires_grad_()
-            likelihood = self.model.likelihood(self.model.render({"o_1": _sample(raw, epsilon)}))
-            kl = kl_divergence(normal_of(raw), diagonal_normal(loc, scale))
-            return torch.autograd.grad(kl.sum() - likelihood.log_prob(observed(images)).sum(), raw)[0]
+        return model, guide
+
+    def _first_loss(self, raw, images, of_decoded, of_third, second, *, error_weight) -> Tensor:
+        """L_0 without KL(q_1 || p(o_1 | o_2)), which does not depend on q_3; the raw parameters of q_3 are `raw`."""
+        kl = kl_divergence(normal_of(raw), self.model.top())
+        kl = kl + kl_divergence(normal_of(second), self.model.slot_prior(_sample(raw, of_third)))
+        return self._weighed(kl, _sample(raw, of_decoded), images, error_weight)
+
+    def _refined_loss(self, raw, images, of_decoded, above, *, error_weight) -> Tensor:
+        """L_i; the raw parameters of q_3, refined i times, are `raw`."""
+        kl = kl_divergence(normal_of(raw), self.model.slot_prior(above))
+        return self._weighed(kl, _sample(raw, of_decoded), images, error_weight)
+
+    def _weighed(self, kl: Tensor, slots: Tensor, images: Tensor, error_weight: float) -> Tensor:
+        log_likelihood = self._image(slots).log_prob(observed(images))
+        return (kl.sum() - error_weight * log_likelihood.sum()) / len(images)
+
+    def _image(self, slots: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
+        return self.model.likelihood(self.model.render({"o_1": slots}))
+
+
+def _gradient(loss: Callable[..., Tensor], raw: Float[Tensor, "*batch K two_Dz"], *given: Tensor) -> Tensor:
+    """Return the gradient of `loss(raw, *given)` in `raw`, without a graph."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # The caller may have computed these in inference mode. Such tensors cannot be in a graph; clones can.
+        raw, *given = (tensor.detach().clone() for tensor in (raw, *given))
+        return torch.autograd.grad(loss(raw.requires_grad_(), *given), raw)[0]
 
 
 def _sample(

@@ -36,20 +36,18 @@ class EfficientMorl(Model):
         self.register_buffer("prior_scale", torch.ones(slot_dim))
         self.below = small_xavier_(nn.Sequential(nn.Linear(slot_dim, width), nn.ELU(), RawHead(width, slot_dim)))
 
-    def forward(
-        self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1, decoded: str = "o_1"
-    ) -> Tensor:
-        """Observe `images`, or sample `num_scenes` images; return them in the shape (B, 1, C, H, W).
-
-        `decoded` is the layer to decode: the first summand of the training loss decodes `o_3` (`guides/emorl.py`).
-        """
+    def forward(self, images: Float[Tensor, "B C H W"] | None = None, *, num_scenes: int = 1) -> Tensor:
+        """Observe `images`, or sample `num_scenes` images; return them in the shape (B, 1, C, H, W)."""
         with pyro.plate("scenes", num_scenes if images is None else len(images), dim=-2):
-            layers = {}
             with pyro.plate("slots", self.num_slots, dim=-1):
-                layers["o_3"] = pyro.sample("o_3", diagonal_normal(self.prior_loc, self.prior_scale))
-                layers["o_2"] = pyro.sample("o_2", self.slot_prior(layers["o_3"]))
-                layers["o_1"] = pyro.sample("o_1", self.slot_prior(layers["o_2"]))
-            return pyro.sample("x", self.likelihood(self.render({"o_1": layers[decoded]})), obs=observed(images))
+                third = pyro.sample("o_3", self.top())
+                second = pyro.sample("o_2", self.slot_prior(third))
+                slots = pyro.sample("o_1", self.slot_prior(second))
+            return pyro.sample("x", self.likelihood(self.render({"o_1": slots})), obs=observed(images))
+
+    def top(self) -> dist.Distribution:
+        """Return p(o_3) of a slot, N(0, I)."""
+        return diagonal_normal(self.prior_loc, self.prior_scale)
 
     def slot_prior(self, above: Float[Tensor, "*batch K Dz"]) -> dist.Distribution:
         """Return p(o_l | o_l+1) of batch shape (*batch, K), for l = 1 and 2."""

@@ -235,7 +235,8 @@ class AdditiveGeco(Geco):
         loss = KL + softplus(b) (error - target),    b <- b - step_size (target - ema of error)
 
     Published: b starts at its minimum 0.55, at which softplus(b) = 1.0055 and the loss is nearly an ELBO; step size
-    1e-6; speed-up by data set; the multiplier is 1 in the first 1,000 steps.
+    1e-6; speed-up by data set; the multiplier is 1 in the first 1,000 steps. The first update after such a warm
+    start only starts the average of the error.
     """
 
     def __init__(self, target: Target, *, initial: float = 0.55, bounds=(0.55, math.inf), **options):
@@ -249,4 +250,5 @@ class AdditiveGeco(Geco):
         return self.kl(terms) + self.multiplier * (terms.mean_error() - self.target.nats)
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        return self.parameter - step
+        moved = self.parameter - step
+        return torch.where(self.num_updates == self.warm_start, self.parameter, moved) if self.warm_start else moved

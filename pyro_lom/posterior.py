@@ -164,7 +164,7 @@ def _first_guess(kept, guide, num_starts: int = 16, num_rounds: int = 10) -> "_S
     trace.compute_log_prob()
     fit = sum(trace.nodes[name]["log_prob"].sum(-1) for name in ("s", "z"))  # (starts, B)
     best = fit.argmax(0), torch.arange(fit.shape[1], device=fit.device)
-    scale = stddev(q)[best]
+    scale = stddev(q)[best].clamp_min(1e-4)  # the samples of a flow can be all equal
     # A family without a standard deviation, such as Cauchy, starts with the prior's.
     return _SceneGuess(loc[best], torch.where(scale.isfinite(), scale, 1.0))
 

@@ -35,6 +35,7 @@ class OrderlessPosterior(NamedTuple):
     log_masks: Float[Tensor, "*batch K 1 H W"] | None = None  # of the encoder
     # Posteriors of earlier steps, in order: EMORL's q_1 to q_3, and its refined posteriors except the last.
     earlier: tuple[SlotMoments, ...] = ()
+    samples: tuple[Float[Tensor, "*batch K Dz"], ...] = ()  # of the training loss, if it reuses those of inference
 
     def detach(self) -> "OrderlessPosterior":
         """Return the posterior without a gradient to the orderless guide (`stop_grad`, Sec. 3.3)."""

@@ -12,6 +12,7 @@ from pyro import poutine
 from safetensors.torch import load_file
 from torch import nn
 
+from experiments.systems.published import genesis
 from guides.genesis import GenesisGuide, posterior_normal
 from models.genesis import Genesis
 from pyro_lom.elbo import TraceScene_ELBO
@@ -29,35 +30,14 @@ ORACLE = load_file(FOLDER / "genesis_v1.lite.safetensors")
 FACTS = json.loads((FOLDER / "genesis_v1.json").read_text(encoding="utf-8"))
 K, MASK_DIM, COMPONENT_DIM, WIDTH, IMAGE_SHAPE = 4, 8, 2, 4, (3, 32, 32)
 
-ENCODER, DECODER = "att_process.core.q_z_nn", "att_process.core.p_x_nn"
-NAMES = {
-    "guide.first_mask": ("att_process.core.q_z_mean", "att_process.core.q_z_var.0"),
-    "guide.mask_posterior.raw": ("att_process.linear",),
-    "model.mask_decoder.first": (f"{DECODER}.0.conv",),
-    "model.mask_decoder.layers.6": ("att_process.core.p_x_mean",),
-    "model.mask_prior.raw": ("prior_linear",),
-    **{f"guide.encoder.{i}.0": (f"{ENCODER}.{i}.conv",) for i in range(6)},
-    **{f"guide.encoder.{i}.1": (f"{ENCODER}.{i}.h_norm", f"{ENCODER}.{i}.g_norm") for i in range(5)},
-    **{f"model.mask_decoder.layers.{i}.0": (f"{DECODER}.{i}.conv",) for i in range(1, 6)},
-    **{f"model.mask_decoder.layers.{i}.1": (f"{DECODER}.{i}.h_norm", f"{DECODER}.{i}.g_norm") for i in range(1, 6)},
-    **{f"guide.component_encoder.{i}": (f"comp_vae.encoder_module.module.{i}",) for i in (0, 2, 4, 6, 9, 11)},
-    **{f"model.component_decoder.layers.{i}": (f"comp_vae.decoder_module.seq.{i + 1}",) for i in (0, 2, 4, 6, 8)},
-    **{f"model.component_prior.{i}": (f"prior_mlp.{i}",) for i in (0, 2, 4)},
-}
-CELLS = {"guide.mask_posterior.cell": "att_process.lstm", "model.mask_prior.cell": "prior_lstm"}
 
-
-def published(name):
-    """The published tensors that our tensor joins along its first axis."""
-    module, tensor = name.rsplit(".", 1)
-    if module in CELLS:
-        return (f"{CELLS[module]}.{tensor}_l0",)
-    return tuple(f"{part}.{tensor}" for part in NAMES[module])
-
-
-def joined(kind, name):
-    parts = [ORACLE[f"{kind}/{part}"] for part in published(name)]
-    return parts[0] if name.endswith("num_batches_tracked") else torch.cat(parts)
+def published_names(state):
+    """By our name, the published tensors that our tensor joins along its first axis."""
+    marks = {name: torch.full_like(tensor, number).long() for number, (name, tensor) in enumerate(state.items())}
+    names, joined = [*state], {name: [] for name in state}
+    for name, mark in genesis(marks).items():
+        joined[names[mark.flatten()[0]]].append(name)
+    return joined
 
 
 class Pair(nn.Module):
@@ -89,10 +69,15 @@ class Pair(nn.Module):
             component_encoder=ComponentEncoder(IMAGE_SHAPE, 2 * COMPONENT_DIM, width=WIDTH),
         )
         constants = {"model.first_loc", "model.first_scale", "model.likelihood.image_scale"}
-        state = {name: joined("weights", name) for name in self.state_dict() if name not in constants}
+        self.published = published_names(self.state_dict())
+        state = {name: self.joined("weights", name) for name in self.state_dict() if name not in constants}
         assert set(self.load_state_dict(state, strict=False).missing_keys) == constants
         self.to(dtype)
         self.images = ORACLE["images"].to(dtype)
+
+    def joined(self, kind, name):
+        parts = [ORACLE[f"{kind}/{part}"] for part in self.published[name]]
+        return parts[0] if name.endswith("num_batches_tracked") else torch.cat(parts)
 
     def traces(self):
         guide = poutine.trace(WithNoise("mask_eps", "comp_eps")(self.guide)).get_trace(self.images)
@@ -190,10 +175,10 @@ def test_gradients(mode, part):
     stored, largest = 0, max(norms.values())
     for name, parameter in pair.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        norm = sum(norms[one] ** 2 for one in published(name)) ** 0.5
+        norm = sum(norms[one] ** 2 for one in pair.published[name]) ** 0.5
         assert gradient.norm().item() == pytest.approx(norm, rel=1e-6, abs=1e-12 * largest), name
-        if all(f"{kind}/{one}" in ORACLE for one in published(name)):
-            assert_close(gradient, joined(kind, name))
+        if all(f"{kind}/{one}" in ORACLE for one in pair.published[name]):
+            assert_close(gradient, pair.joined(kind, name))
             stored += 1
     assert stored == sum(name.startswith(f"{kind}/") for name in ORACLE) > 4
 
@@ -205,9 +190,9 @@ def test_a_training_step_moves_running_statistics_once():
     names = [name for name in pair.state_dict() if "running" in name]
     assert len(names) == 20
     for name in names:
-        assert_close(pair.state_dict()[name], joined("train/after", name))
+        assert_close(pair.state_dict()[name], pair.joined("train/after", name))
     counted = [value for name, value in pair.state_dict().items() if name.endswith("num_batches_tracked")]
-    before = [joined("weights", name) for name in pair.state_dict() if name.endswith("num_batches_tracked")]
+    before = [pair.joined("weights", name) for name in pair.state_dict() if name.endswith("num_batches_tracked")]
     assert [new - old for new, old in zip(counted, before, strict=True)] == [1] * 10
 
 

@@ -5,7 +5,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from safetensors.torch import load_file
 
 from experiments.config import Train
+from experiments.published import from_published
 from experiments.systems import preset
 from experiments.systems.genesis_v2 import GenesisV2Inference
 from experiments.systems.options import SHAPESTACKS
@@ -28,42 +28,6 @@ ORACLE = load_file(ORACLES / "sri.lite.safetensors")
 K = FACTS["configuration"]["K_steps"]
 SLOTS = [f"z_{k}" for k in range(1, K + 1)]
 ROLLOUT = [f"rollout_{k}" for k in range(1, K + 1)]
-
-OURS = {  # published name, as a pattern: our name in the objective
-    r"genesisv2\.encoder\.(down|up)": r"orderless.guide.encoder.unet.\1",
-    r"genesisv2\.encoder\.mlp\.(\d)": lambda m: f"orderless.guide.encoder.unet.mlp.{int(m[1]) - 1}",
-    r"genesisv2\.seg_head": "orderless.guide.encoder.segment.0",
-    r"genesisv2\.att_process\.colour_head\.conv": "orderless.guide.encoder.segment.1",
-    r"genesisv2\.att_process\.colour_head\.gate\.gate": "orderless.guide.encoder.gate",
-    r"genesisv2\.att_process\.log_sigma": "orderless.guide.colouring.log_bandwidth",
-    r"genesisv2\.feat_head": "orderless.guide.encoder.features",
-    r"genesisv2\.z_head": "orderless.guide.readout",
-    r"genesisv2\.decoder_module\.(\d+)": lambda m: f"orderless.model.decoder.layers.{int(m[1]) - 1}",
-    r"decoder\.(\d+)": lambda m: f"ordered.model.decoder.layers.{int(m[1]) - 1}",
-    r"scene_encoder\.blocks\.(\d)\.k\.": r"ordered.guide.scene_encoder.blocks.\1.key.",
-    r"scene_encoder\.blocks\.(\d)\.q\.": r"ordered.guide.scene_encoder.blocks.\1.query.",
-    r"scene_encoder\.blocks\.(\d)\.relational_v": r"ordered.guide.scene_encoder.blocks.\1.relation",
-    r"scene_encoder\.blocks\.(\d)\.norm_pre_ff": r"ordered.guide.scene_encoder.blocks.\1.norm",
-    r"scene_encoder\.blocks\.(\d)\.mlp": r"ordered.guide.scene_encoder.blocks.\1.mlp",
-    r"scene_encoder\.project_to_scene_dim": "ordered.guide.scene_encoder.project",
-    r"scene_encoder\.mu_s": "ordered.guide.scene_posterior.loc",
-    r"scene_encoder\.sp_s": "ordered.guide.scene_posterior.raw_scale",
-    r"prior_lstm\.scene_encoder": "ordered.model.recurrence.project_scene",
-    r"prior_lstm\.lstm\.(\w+)_l0": r"ordered.model.recurrence.cell.\1",
-    r"prior_lstm\.mu": "ordered.model.slot_prior.loc",
-    r"prior_lstm\.sp": "ordered.model.slot_prior.raw_scale",
-    r"posterior_lstm\.scene_encoder": "ordered.guide.recurrence.project_scene",
-    r"posterior_lstm\.lstm\.(\w+)_l0": r"ordered.guide.recurrence.cell.\1",
-    r"posterior_lstm\.sp": "ordered.guide.scale_head",
-}
-
-
-def ours(published):
-    """The name in the objective of a published weight."""
-    pair, rest = next(
-        re.sub(f"^{pattern}", name, published) for pattern, name in OURS.items() if re.match(pattern, published)
-    ).split(".", 1)
-    return f"pairs.{pair}.{rest}"
 
 
 class Draws(Messenger):
@@ -112,30 +76,34 @@ def noise(oracle):
 
 
 @pytest.fixture
-def system(dtype):
+def options():
     """The size of the oracle."""
     facts = FACTS["configuration"]
     width = facts["feat_dim"]
-    model = Sri(
+    return Sri(
         num_slots=K,
         slot_dim=width,
         decoder_width=width,
-        orderless=GenesisV2Inference(encoder_width=width),
+        orderless=GenesisV2Inference(encoder_width=width, encoder_hidden=facts["UNet perceptron hidden units"]),
         scene_dim=facts["scene_latent_dim"],
         num_encoder_blocks=facts["scene_encoder_layers"],
         token_width=width,
         recurrence_width=facts["LSTM units (prior, posterior)"],
     )
-    return model.build((3, facts["img_size"], facts["img_size"]), Train())
 
 
 @pytest.fixture
-def objective(system, oracle):
+def system(options, dtype):
+    size = FACTS["configuration"]["img_size"]
+    return options.build((3, size, size), Train())
+
+
+@pytest.fixture
+def objective(options, system):
     """With the published weights: each of ours is one of them, and none is left over."""
     objective = Objective(system)
-    weights = {ours(n.removeprefix("weights/")): v for n, v in oracle.items() if n.startswith("weights/")}
-    assert weights.keys() == {name for name, _ in objective.named_parameters()}
-    objective.load_state_dict(weights, strict=False)
+    weights = {name.removeprefix("weights/"): ORACLE[name] for name in ORACLE if name.startswith("weights/")}
+    objective.load_state_dict(from_published(options, objective, weights, "sri.lite.safetensors"))
     return objective
 
 
@@ -252,7 +220,7 @@ PARTS = ("grad_genesis", "grad_sri_err", "grad_kl_scene", "grad_kl_rollout", "gr
 
 @float64
 @pytest.mark.parametrize("part", ["grad", *PARTS])
-def test_gradients(objective, system, oracle, noise, part):
+def test_gradients(options, objective, system, oracle, noise, part):
     """Of every weight by its norm, and of some weights number by number; no other weight has a gradient."""
     with Draws(noise):
         orderless, ordered = pair_losses(dict(objective.pairs.items()), oracle["images"])
@@ -266,8 +234,10 @@ def test_gradients(objective, system, oracle, noise, part):
         "grad_kl_slot": sum(terms.kl[site].mean() for site in SLOTS),
     }
     losses[part].backward()
-    found = {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
-    norms = {ours(name): norm for name, norm in FACTS["gradient norms"][part].items() if norm is not None}
+    found = options.published(
+        {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
+    )
+    norms = {name: norm for name, norm in FACTS["gradient norms"][part].items() if norm is not None}
     assert found.keys() == norms.keys()
     largest = max(norms.values())
     for name, norm in norms.items():
@@ -275,7 +245,7 @@ def test_gradients(objective, system, oracle, noise, part):
     stored = [name for name in ORACLE if name.startswith(f"{part}/")]
     assert stored
     for name in stored:
-        gradient, expected = found[ours(name.removeprefix(f"{part}/"))], ORACLE[name]
+        gradient, expected = found[name.removeprefix(f"{part}/")], ORACLE[name]
         assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max(), name
 
 
@@ -289,7 +259,8 @@ def test_the_preset_has_the_published_options():
         assert pair.criterion.target.nats == pytest.approx(0.5655 * 3 * 64**2, rel=1e-12)
         assert (pair.criterion.step_size, pair.criterion.speedup, pair.criterion.ema_decay) == (1e-6, 10, 0.99)
         assert pair.criterion.analytic_kl == (name == "ordered")
-    sizes = {name: tuple(value.shape) for name, value in Objective(system).named_parameters()}
+    weights = config.model.published(dict(Objective(system).named_parameters()))
+    sizes = {name: tuple(weight.shape) for name, weight in weights.items()}
     published = FACTS["published size"]
-    assert sizes == {ours(name): tuple(shape) for name, shape in published["parameters"].items()}
+    assert sizes == {name: tuple(shape) for name, shape in published["parameters"].items()}
     assert sum(map(math.prod, sizes.values())) == published["num_parameters"] == 3_634_450

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import Config, NotNegative, Train, Width, within
+from experiments.systems import published
 from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
 from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
 from guides.emorl import EfficientMorlGuide
@@ -64,10 +65,19 @@ class EmorlInference:
 class Emorl(EmorlInference, SlotOptions):
     """EMORL alone."""
 
+    published_older: ClassVar[dict[str, str]] = {
+        r"(?=pos_embed_projection|encoder_pt_)": "hvae_networks.",
+        r"object_discovery_block\.": "hvae_networks.",
+        r".*(generation_relation|gru\.cell\.zeros).*": "",
+    }
+
     decoder: Literal["deconvolution", "broadcast", "separable"] = "broadcast"
 
     def build(self, image_shape: ImageShape, train: Train) -> System:
         return {"model": self.pair(self, image_shape)}
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published.emorl(published.within(tensors, "pairs.model."))
 
     def reference_gflop(self, image_shape: ImageShape) -> float | None:
         counted = self.encoder == "published" and self.num_slots == 7 and image_shape[1:] == (64, 64)

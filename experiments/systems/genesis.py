@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import Config, Size, Train, Width
+from experiments.systems import published
 from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
 from experiments.systems.options import (
     CLEVR6,
@@ -29,6 +30,8 @@ class Genesis(CompositionOptions):
     """GENESIS. Its networks normalise batches, so the loss of a scene in training depends on the other scenes."""
 
     kind: ClassVar[str] = "genesis"
+    published_key: ClassVar[str | None] = "model_state_dict"
+    published_older: ClassVar[dict[str, str]] = published.NO_WEIGHTS
 
     likelihood: Literal["gaussian", "mixture"] = "mixture"
     """p(x | z): a mixture over slots at each pixel, as published, or a normal whose mean is the sum of the slots."""
@@ -75,6 +78,9 @@ class Genesis(CompositionOptions):
         )
         return {"model": Pair(model, guide, self.criterion(image_shape))}
 
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published.genesis(published.within(tensors, "pairs.model."))
+
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
         super().check(train)
         if accumulate > 1:
@@ -113,9 +119,9 @@ GENESIS_TOWERS = replace(
 )
 """GENESIS with a quarter of the published widths.
 
-It departs from the publication as emorl-towers does: sigma is 0.1, GECO is relative to its target, KLs have
-formulas, and the learning rate is twenty times as high, with decay. The multiplier starts low, because the KL of the mask latents after the first
-is otherwise 0 from the start on.
+It departs from the publication as emorl-towers does: sigma is 0.1, GECO is relative to its target, KLs have formulas,
+and the learning rate is twenty times as high, with decay. The multiplier starts low, because the KL of the mask latents
+after the first is otherwise 0 from the start on.
 """
 
 SYSTEMS = (Genesis,)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from experiments.config import Config, NotNegative, Train, Width
+from experiments.config import Config, Count, NotNegative, Train, Width
+from experiments.systems import published
 from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
 from guides.genesis_v2 import GenesisV2Guide
 from models.genesis_v2 import GenesisV2 as GenesisV2Model
@@ -22,13 +23,16 @@ class GenesisV2Networks:
     """The published networks, or small networks for small images and short trainings (departure)."""
     encoder_width: Width = 64
     """Channels of the encoder at its full resolution."""
+    encoder_hidden: Count | None = None
+    """Hidden units in the bottleneck of the encoder's UNet; by default 128 as published, or in the compact encoder
+    2 encoder_width."""
 
     def make_networks(self, slot_dim: int, image_shape: ImageShape) -> dict[str, nn.Module]:
         """Build the encoder and the readout, as keyword arguments of the guide."""
         if self.encoder == "published":
-            encoder = PixelEncoder(image_shape, width=self.encoder_width)
+            encoder = PixelEncoder(image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden or 128)
             return {"encoder": encoder, "readout": SlotReadout(slot_dim, width=self.encoder_width)}
-        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width)
+        encoder = CompactPixelEncoder(image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden)
         readout = MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED)
         return {"encoder": encoder, "readout": readout}
 
@@ -59,8 +63,14 @@ class GenesisV2Inference(GenesisV2Networks):
 class GenesisV2(GenesisV2Inference, SlotOptions):
     """GENESIS-v2 alone."""
 
+    published_key: ClassVar[str | None] = "model_state_dict"
+    published_older: ClassVar[dict[str, str]] = published.NO_WEIGHTS
+
     def build(self, image_shape: ImageShape, train: Train) -> System:
         return {"model": self.pair(self, image_shape)}
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published.genesis_v2(published.within(tensors, "pairs.model."))
 
     def reference_gflop(self, image_shape: ImageShape) -> float | None:
         counted = self.encoder == "published" and self.num_slots == 7 and image_shape[1:] == (64, 64)

@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from experiments.config import Config, Size, Train
+from experiments.systems import published
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
@@ -25,6 +28,8 @@ class GenesisV2Autoregressive(GenesisV2Networks, SlotOptions):
     """GENESIS-v2 with its autoregressive slot prior."""
 
     kind: ClassVar[str] = "genesis-v2-autoregressive"
+    published_key: ClassVar[str | None] = "model_state_dict"
+    published_older: ClassVar[dict[str, str]] = published.NO_WEIGHTS
 
     geco: Geco = Geco(analytic_kl=False)
     recurrence_width: Size = 256
@@ -40,6 +45,9 @@ class GenesisV2Autoregressive(GenesisV2Networks, SlotOptions):
         )
         guide = AutoregressiveGenesisV2Guide(model, **self.make_networks(self.slot_dim, image_shape))
         return {"model": Pair(model, guide, self.criterion(image_shape))}
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published.genesis_v2(published.within(tensors, "pairs.model."))
 
 
 def _gaussian(base: Config[GenesisV2]) -> Config[GenesisV2Autoregressive]:

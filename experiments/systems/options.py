@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import Count, Data, Natural, NotNegative, NumSlots, Positive, Real, Share, Size, Train
 from pyro_lom.errors import UserError
@@ -63,6 +63,20 @@ class SystemOptions:
     def source_steps(self, train: Train) -> int:
         """Return the number of steps after which this pair is trained."""
         return train.steps
+
+    published_key: ClassVar[str | None] = None
+    """The key of the weights in a published checkpoint; None if the checkpoint is a dict of the weights."""
+    published_older: ClassVar[dict[str, str]] = {}
+    """Patterns of names in older published checkpoints, and the names of today; "" if the tensor is no weight."""
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Map the objective's tensors, or tensors of the same names and shapes, to published names.
+
+        Raises:
+            UserError: no weights of this system were published.
+            KeyError: a tensor with a published name is missing.
+        """
+        raise UserError(f"no weights of the system {self.kind} were published: name a preset of a published one")
 
     def reference_gflop(self, image_shape: ImageShape) -> float | None:
         """Return GFLOP per scene of a training step, forward and backward; None for sizes that were not counted."""

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import Config, Depth, Size, Train
+from experiments.systems import published
 from experiments.systems.emorl import EmorlInference
 from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS, GenesisV2Inference
 from experiments.systems.lom import DEMO
@@ -25,6 +26,7 @@ class Sri(PairedOptions):
     """SRI and the orderless model from which it borrows slots."""
 
     kind: ClassVar[str] = "sri"
+    published_older: ClassVar[dict[str, str]] = published.NO_WEIGHTS
 
     orderless: GenesisV2Inference | EmorlInference = field(default_factory=GenesisV2Inference)
     likelihood: Literal["gaussian", "mixture"] = "mixture"
@@ -63,6 +65,9 @@ class Sri(PairedOptions):
         geco = replace(self.geco, analytic_kl=True)
         criterion = geco.criterion(image_shape, image_scale=self.image_scale, rollouts=guide.rollouts)
         return {"orderless": orderless, "ordered": Pair(model, guide, criterion, reads="orderless")}
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published.sri(*(published.within(tensors, f"pairs.{pair}.") for pair in ("orderless", "ordered")))
 
     def _recurrence(self) -> nn.Module:
         return small_xavier_(

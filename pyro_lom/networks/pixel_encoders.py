@@ -33,13 +33,13 @@ class PixelEncoder(nn.Module):
     """GENESIS-v2's encoder: a UNet, a semi-convolution for the embedding, and a convolution for the features.
 
     The semi-convolution adds each pixel's row and column to two channels of a gated convolution. The gate starts at
-    zero, so the first clusters are groups of nearby pixels.
+    zero, so the first clusters are groups of nearby pixels. `bottleneck` is the number of hidden units of the UNet.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], *, width: int):
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int = 128):
         super().__init__()
         channels, height, size = image_shape
-        self.unet = UNet(size, in_channels=channels, width=width)
+        self.unet = UNet(size, in_channels=channels, width=width, hidden=bottleneck)
         self.segment = nn.Sequential(ConvBlock(width, width), nn.Conv2d(width, EMBEDDING_DIM, 1))
         self.gate = nn.Parameter(torch.zeros(()))
         self.features = nn.Sequential(ConvBlock(width, width), nn.Conv2d(width, 2 * width, 1))
@@ -74,15 +74,25 @@ class CompactPixelEncoder(nn.Module):
 
     The features are colour, place, the squares of place, the products of place and colour, and a few learned features.
     Masks pool them to moments. All but the learned ones depend on one pixel only, so a slot describes the pixels under
-    its mask. A mask that covers two objects describes neither.
+    its mask. A mask that covers two objects describes neither. `bottleneck` is the number of hidden units of the UNet,
+    by default 2 `width`.
     """
 
     NUM_LEARNED = 8
 
-    def __init__(self, image_shape: tuple[int, int, int], *, width: int, hidden: int = 32):
+    def __init__(
+        self, image_shape: tuple[int, int, int], *, width: int, hidden: int = 32, bottleneck: int | None = None
+    ):
         super().__init__()
         channels, height, size = image_shape
-        self.unet = UNet(size, in_channels=channels + 2, width=width, stem_stride=2)
+        self.unet = UNet(
+            size,
+            in_channels=channels + 2,
+            width=width,
+            num_narrow=2,
+            hidden=bottleneck or 2 * width,
+            stem_stride=2,
+        )
         self.context = nn.Conv2d(width, hidden, 1)
         self.pixel = nn.Conv2d(channels + 2, hidden, 1)
         self.embedding = nn.Conv2d(hidden, EMBEDDING_DIM, 1)

@@ -38,11 +38,25 @@ def convolve_upsampled(
 class UNet(nn.Module):
     """UNet with features at full resolution and a fully connected bottleneck over the whole image.
 
-    It has `log2(size) - 1` levels, each with half the resolution of the level above. The first two levels have `width`
-    channels, the others twice as many. If `stem_stride` is 2, a 5x5 convolution first halves the size of the images.
+    It has `log2(size) - 1` levels, each with half the resolution of the level above.
+
+    Args:
+        num_narrow: number of the first levels, which have `width` channels; the others have twice as many. By default
+            all levels but the last three are narrow, as published.
+        hidden: number of hidden units of the bottleneck.
+        stem_stride: if it is 2, a 5x5 convolution first halves the size of the images.
     """
 
-    def __init__(self, size: int, *, in_channels: int, width: int, stem_stride: int = 1):
+    def __init__(
+        self,
+        size: int,
+        *,
+        in_channels: int,
+        width: int,
+        num_narrow: int | None = None,
+        hidden: int = 128,
+        stem_stride: int = 1,
+    ):
         super().__init__()
         self.layout = layout(width)
         self.stem = nn.Identity()
@@ -50,13 +64,14 @@ class UNet(nn.Module):
             self.stem = ConvBlock(in_channels, width, kernel_size=5, stride=stem_stride)
             in_channels, size = width, size // stem_stride
         num_levels = int(math.log2(size)) - 1
-        channels = [width, width] + [2 * width] * (num_levels - 2)
+        num_narrow = max(num_levels - 3, 0) if num_narrow is None else num_narrow
+        channels = [width if level < num_narrow else 2 * width for level in range(num_levels)]
         self.down = nn.ModuleList(ConvBlock(i, o) for i, o in pairwise([in_channels, *channels]))
         # The input of each block is the level below and a skip. Its output has the channels of the level above.
         above = [width, *channels[:-1]]
         self.up = nn.ModuleList(ConvBlock(2 * c, a) for c, a in zip(channels[::-1], above[::-1], strict=True))
         bottleneck = channels[-1] * (size // 2 ** (num_levels - 1)) ** 2
-        sizes = pairwise([bottleneck, 2 * width, 2 * width, bottleneck])
+        sizes = pairwise([bottleneck, hidden, hidden, bottleneck])
         self.mlp = nn.Sequential(*(layer for i, o in sizes for layer in (nn.Linear(i, o), nn.ReLU())))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B width h w"]:

@@ -42,7 +42,7 @@ class Progress(msgspec.Struct, frozen=True):
     step: Natural  # finished steps
     seconds: Annotated[float, Meta(ge=0, le=1e12)]  # training time since the run's first start, without interruptions
     images_seen: Natural
-    data: str  # `fingerprint` of the training images
+    data: str  # `fingerprint` of the training images; "" if the weights were imported, and the images are not known
 
 
 class _State(Progress, frozen=True, forbid_unknown_fields=True):
@@ -60,8 +60,8 @@ def fingerprint(images: UInt8[Array, "N H W C"]) -> str:
 
 
 def check_data(progress: Progress, images: UInt8[Array, "N H W C"], source: Path) -> None:
-    """Raise UserError if the run in `source` was trained on other images than these."""
-    if fingerprint(images) != progress.data:
+    """Raise UserError if it is known that the run in `source` was trained on other images than these."""
+    if progress.data and fingerprint(images) != progress.data:
         raise UserError(
             f"{source} was trained on other images than those at its data path now: restore them, or train a new run"
         )

@@ -56,7 +56,7 @@ class TestInference:
         for name in ("o_3", "o_2", "o_1"):
             assert (trace.nodes[name]["fn"].batch_shape, trace.nodes[name]["fn"].event_shape) == ((B, K), (SLOT_DIM,))
         noise = trace.nodes["noise"]
-        assert (noise["fn"].batch_shape, noise["fn"].event_shape) == ((B, 1), (K, 5, SLOT_DIM))
+        assert (noise["fn"].batch_shape, noise["fn"].event_shape) == ((B, 1), (K, 8, SLOT_DIM))
         assert noise["infer"]["is_auxiliary"]
         assert not noise["fn"].log_prob(noise["value"]).any()
         assert trace.nodes["_RETURN"]["value"] is trace.nodes["o_1"]["value"]
@@ -77,13 +77,13 @@ class TestInference:
         close(trace.nodes["o_1"]["fn"].mean, posterior.loc + 1)
 
     def test_permuting_the_noise_of_slots_permutes_the_posterior_alike(self, guide):
-        noise, order = torch.randn(B, 1, K, 5, SLOT_DIM), torch.randperm(K).roll(1)
+        noise, order = torch.randn(B, 1, K, 8, SLOT_DIM), torch.randperm(K).roll(1)
         expected = tree_map(lambda part: part[:, order], given_noise(guide, noise))
         close(given_noise(guide, noise[:, :, order]), expected)
         assert not torch.allclose(expected.loc, given_noise(guide, noise).loc)
 
     def test_an_image_is_read_as_if_it_were_alone(self, guide):
-        noise = torch.randn(B, 1, K, 5, SLOT_DIM)
+        noise = torch.randn(B, 1, K, 8, SLOT_DIM)
         expected = tree_map(lambda part: part[1:2], given_noise(guide, noise))
         close(given_noise(guide, noise[1:2], IMAGES[1:2]), expected)
 
@@ -97,7 +97,7 @@ class TestInference:
         expected = run(guide.infer, IMAGES).nodes["_RETURN"]["value"]
         with disabled():
             found = run(guide.infer, 1 * IMAGES).nodes["_RETURN"]["value"]
-        assert not any(part.requires_grad for part in (*found[:3], *sum(found.earlier, ())))
+        assert not any(part.requires_grad for part in (*found[:3], *sum(found.earlier, ()), *found.samples))
         torch.testing.assert_close(found, expected.detach())
 
     @pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
@@ -140,26 +140,52 @@ class TestRefinement:
         assert len(posterior.earlier) == 2 + num_refinements
         assert torch.isfinite(posterior.loc).all()
 
-    def test_it_reads_the_gradient_of_the_elbo_of_each_scene(self, pair):
-        raw, epsilon = torch.randn(B, K, 2 * SLOT_DIM), torch.randn(B, K, SLOT_DIM)
-        prior = pair.model.slot_prior(torch.randn(B, K, SLOT_DIM))
-        gradient = pair.guide._gradient(raw, epsilon, prior, IMAGES)
+    @pytest.mark.parametrize("error_weight", [1.0, 3.0])
+    def test_it_reads_the_gradients_of_the_published_losses(self, pair, error_weight):
+        """Of the mean over scenes of L_0, whose KLs depend on a sample of q_3, and of L_1."""
+        model, guide = pair
+        raws, gradients = [], []
 
-        def negative_elbo(raw):
+        @guide.refinement.register_forward_pre_hook
+        def record(module, given):
+            raws.append(given[0])
+            gradients.append(given[1])
+
+        noise = torch.randn(B, 1, K, 8, SLOT_DIM)
+        with poutine.condition(data={"noise": noise}):
+            posterior = guide.infer(IMAGES, error_weight=error_weight)
+        _, _, _, decoded, of_third, of_second, refined, _ = noise.squeeze(1).unbind(-2)
+        second = diagonal_normal(*posterior.earlier[1])
+        given_second = model.slot_prior(second.mean + second.stddev * of_second)
+
+        def normal(raw):
             loc, raw_variance = raw.chunk(2, dim=-1)
-            scale = (torch.log1p(raw_variance.exp()) + 1e-5).sqrt()
-            error = -pair.model.likelihood(pair.model.render({"o_1": loc + scale * epsilon})).log_prob(
-                IMAGES.unsqueeze(1)
-            )
-            return error.sum(1) + kl_divergence(diagonal_normal(loc, scale), prior).sum(1)
+            return diagonal_normal(loc, (torch.log1p(raw_variance.exp()) + 1e-5).sqrt())
 
-        jacobian = torch.autograd.functional.jacobian(negative_elbo, raw)
-        close(torch.stack([jacobian[b, b] for b in range(B)]), gradient)
+        def sample(raw, epsilon):
+            return normal(raw).mean + normal(raw).stddev * epsilon
+
+        def error(raw, epsilon):
+            rendering = model.render({"o_1": sample(raw, epsilon)})
+            return -error_weight * model.likelihood(rendering).log_prob(IMAGES.unsqueeze(1)).sum(1)
+
+        def first(raw):
+            standard = diagonal_normal(torch.zeros(SLOT_DIM), torch.ones(SLOT_DIM))
+            given_third = model.slot_prior(sample(raw, of_third))
+            kl = kl_divergence(normal(raw), standard) + kl_divergence(second, given_third)
+            return (error(raw, decoded) + kl.sum(1)).mean()
+
+        def later(raw):
+            return (error(raw, refined) + kl_divergence(normal(raw), given_second).sum(1)).mean()
+
+        for loss, raw, gradient in zip((first, later), raws, gradients, strict=True):
+            close(torch.autograd.functional.jacobian(loss, raw.detach()), gradient)
 
     def test_no_graph_of_the_gradient_is_kept(self, pair):
-        raw, epsilon = torch.randn(B, K, 2 * SLOT_DIM, requires_grad=True), torch.randn(B, K, SLOT_DIM)
-        prior = pair.model.slot_prior(torch.randn(B, K, SLOT_DIM))
-        assert not pair.guide._gradient(raw, epsilon, prior, IMAGES).requires_grad
+        read = []
+        pair.guide.refinement.register_forward_pre_hook(lambda _, given: read.append(given[1]))
+        pair.guide.infer(IMAGES)
+        assert read and not any(gradient.requires_grad for gradient in read)
         assert all(parameter.grad is None for program in pair for parameter in program.parameters())
 
     def test_all_slots_are_decoded_in_one_call_for_each_refinement(self, pair):
@@ -182,7 +208,7 @@ class TestTraining:
             torch.distributions.Normal, "rsample", lambda self, shape=(): self.loc.expand(shape + self.loc.shape)
         )
         model, guide = pair
-        posterior = given_noise(guide, torch.zeros(B, 1, K, 5, SLOT_DIM))
+        posterior = given_noise(guide, torch.zeros(B, 1, K, 8, SLOT_DIM))
         first, second, third, refined = posterior.earlier
         p_1, p_2 = model.slot_prior(second.loc), model.slot_prior(third.loc)
 

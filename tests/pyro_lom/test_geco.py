@@ -247,7 +247,18 @@ class TestUpdate:
             for each in (geco, plain):
                 each.update(torch.tensor(error))
             assert geco.error_ema == plain.error_ema
-            assert geco.parameter == plain.parameter != start
+            assert kind is AdditiveGeco or geco.parameter == plain.parameter
+        assert geco.parameter != start
+
+    def test_the_additive_rule_first_moves_one_step_after_its_warm_start(self):
+        """As published. The first update after the warm start only starts the average of the error."""
+        geco, parameters = rule(AdditiveGeco, initial=2.0, warm_start=2), []
+        for error in (130.0, 150.0, 170.0, 190.0):
+            geco.update(torch.tensor(error))
+            parameters.append(geco.parameter.item())
+        assert parameters[:3] == [2.0] * 3
+        constraint = geco.target.nats - (0.99 * 170.0 + 0.01 * 190.0)
+        assert parameters[3] == pytest.approx(2.0 - geco.step_size * constraint)
 
     def test_the_additive_rule_warms_up_with_the_plain_elbo(self):
         geco, some = rule(AdditiveGeco, initial=2.0, warm_start=1), terms([90.0, 130.0], s=[1.0, 3.0])

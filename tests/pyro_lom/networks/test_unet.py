@@ -17,12 +17,36 @@ def test_features_have_the_size_of_the_stem(size, stem_stride):
     assert features.shape == (2, WIDTH, size // stem_stride, size // stem_stride)
 
 
-@pytest.mark.parametrize(("size", "num_levels"), [(32, 4), (64, 5), (128, 6)])
-def test_the_levels_follow_the_size(size, num_levels):
-    unet = UNet(size, in_channels=3, width=WIDTH)
-    assert len(unet.down) == len(unet.up) == num_levels
-    out_channels = [block[0].out_channels for block in unet.down]
-    assert out_channels == [WIDTH, WIDTH] + [2 * WIDTH] * (num_levels - 2)
+def channels_of(unet):
+    down, up = ([block[0].out_channels // WIDTH for block in blocks] for blocks in (unet.down, unet.up))
+    return down, up
+
+
+@pytest.mark.parametrize(
+    ("sizes", "down"),
+    [
+        ((32, 48, 63), [1, 2, 2, 2]),
+        ((64, 96, 127), [1, 1, 2, 2, 2]),
+        ((128, 192, 255), [1, 1, 1, 2, 2, 2]),
+        ((256,), [1, 1, 1, 1, 2, 2, 2]),
+    ],
+)
+def test_the_last_three_levels_have_twice_the_width(sizes, down):
+    """The published rule."""
+    for size in sizes:
+        assert channels_of(UNet(size, in_channels=3, width=WIDTH)) == (down, [1, *down[:-1]][::-1]), size
+
+
+def test_the_number_of_narrow_levels_is_an_argument():
+    assert channels_of(UNet(64, in_channels=3, width=WIDTH, num_narrow=2, stem_stride=2))[0] == [1, 1, 2, 2]
+    assert channels_of(UNet(32, in_channels=3, width=WIDTH, num_narrow=4))[0] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_the_bottleneck_has_128_hidden_units_at_every_width(width):
+    [first, second, third] = UNet(32, in_channels=3, width=width).mlp[::2]
+    assert (first.out_features, second.out_features, third.in_features) == (128, 128, 128)
+    assert UNet(32, in_channels=3, width=width, hidden=24).mlp[0].out_features == 24
 
 
 def test_a_corner_sees_the_opposite_corner_through_the_bottleneck_alone():
