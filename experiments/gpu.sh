@@ -102,8 +102,9 @@ begin() { # begin SECONDS FOLDER
 check() {
   begin 240 check
   local size="--slots 9 --batch-sizes 32 --steps 3" ways="eager cuda-graph compiled compiled-cuda-graph" processes=8
+  local for_tests=90
   if [ "$rehearse" ]; then
-    size="--slots 3 --batch-sizes 2 --resolutions 32 --steps 1" ways="eager" processes=2
+    size="--slots 3 --batch-sizes 2 --resolutions 32 --steps 1" ways="eager" processes=2 for_tests=150
   fi
   local benchmark="$python experiments/benchmark.py --device $device $size --precisions"
   # While the tests run, torch compiles the networks and keeps the results for the benchmark.
@@ -113,7 +114,7 @@ check() {
       timeout --kill-after=5 90 $benchmark $precision --systems $base --modes compiled >/dev/null 2>&1 & groups+=($!)
     done; done
   fi
-  run 90 "$python" -m pytest -q -m gpu -W ignore -n $processes --timeout 80 --gpu-tests-on $device \
+  run $for_tests "$python" -m pytest -q -m gpu -W ignore -n $processes --timeout 80 --gpu-tests-on $device \
     --junit-xml "$results/tests.xml" tests/test_gpu.py
   local tests=$? pid
   for pid in "${groups[@]}"; do kill -KILL -- -"$pid" 2>/dev/null; done

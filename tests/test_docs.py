@@ -77,7 +77,7 @@ def with_a_run(tmp_path_factory):
     Trainings that begin in it take two steps per phase, and end without numbers and pictures.
     """
     folder = tmp_path_factory.mktemp("docs")
-    scenes = replace(make_towers(64, seed=3), splits={"train": range(48), "test": range(48, 64)})
+    scenes = replace(make_towers(160, seed=3), splits={"train": range(144), "test": range(144, 160)})
     write_scenes(folder / Data.path, scenes, source="tests", seed=3)
     module = sys.modules["experiments.fit"]
 

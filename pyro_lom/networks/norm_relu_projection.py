@@ -62,9 +62,12 @@ class _NormReluProjection(torch.autograd.Function):
             of_out = _pixels(gradient[rows])
             of_weight.addmm_(of_out.t(), _pixels(activation))
             of_relu = (of_out @ weight).view(activation.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+            of_relu = of_relu.contiguous(
+                memory_format=layout(some.shape[1])
+            )  # torch's kernels want it like their input
             of_normed = torch.ops.aten.threshold_backward.grad_input(of_relu, activation, 0, grad_input=of_relu)
             of_features[rows], of_its_weight, of_its_bias = torch.ops.aten.native_group_norm_backward(
-                of_normed.contiguous(memory_format=layout(some.shape[1])),  # torch's kernel wants it like its input
+                of_normed,
                 some,
                 mean[rows],
                 rstd[rows],

@@ -264,7 +264,7 @@ class TestMemory:
             [sys.executable, "-c", code, folder / "bomb.h5"], capture_output=True, text=True, check=True
         )
         line, _, kilobytes = found.stdout.rpartition(" ")
-        assert line.startswith(f"cannot read {folder}/bomb.h5: ") and int(kilobytes) < 2_000_000
+        assert line.startswith(f"cannot read {folder}/bomb.h5: ") and int(kilobytes) < 2_600_000
 
     def test_the_limit_is_lifted_afterwards(self, write, images):
         before = resource.getrlimit(resource.RLIMIT_DATA)
