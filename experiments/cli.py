@@ -34,7 +34,8 @@ def parse(kind: Any, arguments: list[str], *, default: Any = None, prog: str, de
     """Parse options into the dataclass `kind`, or into one of a union of dataclasses (subcommands).
 
     Raises:
-        UserError: an option is unknown or has an invalid value, or an argument is not text.
+        UserError: an option is unknown or has an invalid value, or an argument is not text, or is longer than
+            a path can be.
     """
     for argument in arguments:
         if re.search(r"[\x00\ud800-\udfff]", argument):  # surrogates are bytes that are not UTF-8
@@ -77,7 +78,8 @@ def check_output(path: Path | None, option: str = "--output", *, suffix: str = "
             a file that `write_signed` wrote is replaced, unless it was edited.
 
     Raises:
-        UserError: the name has another suffix or no folder, or is that of a file that this command did not write.
+        UserError: the name has another suffix, or its folder does not exist, or a file exists there that this command
+            did not write.
     """
     if path is None:
         return
