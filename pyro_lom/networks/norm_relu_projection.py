@@ -17,9 +17,9 @@ def layout(channels: int) -> torch.memory_format:
     """Return the memory format for feature maps with this number of channels.
 
     Channels last is faster. But torch's group normalisation on a CPU then sums the pixels of a channel one after
-    another: with fewer than four channels in a group, float32 loses up to two digits.
+    another: with one or two channels in a group, float32 loses up to two digits.
     """
-    return torch.channels_last if channels >= 32 else torch.contiguous_format
+    return torch.channels_last if channels >= 24 else torch.contiguous_format
 
 
 def norm_relu_projection(
