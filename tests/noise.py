@@ -30,7 +30,7 @@ class Noise(Renderer):
             os._exit(1)
 
         def render(seed, index):
-            if self.fails_to == "render" and index == 4:
+            if self.fails_to == "render" and index == 13:
                 os._exit(1)
             rng = generator(self, seed, index)
             image = rng.integers(256, size=(self.size, self.size, 3), dtype=np.uint8)

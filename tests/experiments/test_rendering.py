@@ -1,6 +1,7 @@
 """`data.py render`: what it writes, how it goes on, and what it refuses in one line."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,10 +110,12 @@ def test_a_worker_that_is_killed(command, noise):
     noise(fails_to="render")
     code, out, err = command(main, "render", "objects-room", "out.h5", "--num", "20")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1] == (
-        "error: a worker was killed, perhaps out of memory; 3 scenes of out.h5 are kept: the same command goes "
-        "on, with fewer --workers if need be"
+    kept = re.fullmatch(
+        r"error: a worker was killed, perhaps out of memory; (\d+) scenes of out.h5 are kept: the same command goes "
+        "on, with fewer --workers if need be",
+        err.splitlines()[-1],
     )
+    assert kept and int(kept[1]) in (6, 9, 12)  # the third and fourth blocks may be lost with the worker
     noise()
     assert command(main, "render", "objects-room", "out.h5", "--num", "20")[0] == 0
     assert len(read_scenes("out.h5").images) == 20
