@@ -15,6 +15,7 @@ import msgspec
 import tyro
 
 from pyro_lom.errors import UserError
+from pyro_lom.training.phase import Decay
 
 
 class Bound(NamedTuple):
@@ -72,11 +73,18 @@ class Train:
     batch_size: Count = 32
     """Scenes per step on each device (A.4.3)."""
     learning_rate: Positive = 1e-4
-    """Learning rate of Adam (A.4.1)."""
+    """Learning rate (A.4.1)."""
+    optimizer: Literal["adam", "rmsprop", "adamax"] = "adam"
+    """Optimiser; the averages of all three decay as in PyTorch by default."""
+    eps: Positive = 1e-8
+    """Number that the optimiser adds to its denominators; NVAE's Adamax has 1e-3."""
+    weight_decay: NotNegative = 0.0
+    """Factor of the squared norm of the parameters, of which a half is added to the loss."""
     warmup_steps: Natural = 0
     """Steps over which the learning rate grows from 0."""
-    decay: Literal["none", "linear", "halving"] = "none"
-    """Decay of the learning rate: none; linear to 1/50 in the second half; or halving every 100,000 steps."""
+    decay: Decay = "none"
+    """Decay of the learning rate: none; linear to 1/50 in the second half; halving every 100,000 steps; or cosine,
+    by half a cosine to 1/100."""
     clip_norm: Positive | None = None
     """Norm to which the gradient of all parameters together is clipped; None does not clip."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

@@ -38,6 +38,7 @@ from experiments.training.devices import (
     processes,
     with_global_batch_size,
 )
+from experiments.training.optimizers import optimizer
 from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError, printable
@@ -249,6 +250,7 @@ def fit(
             clip_norm=config.train.clip_norm,
             accumulate=accumulate,
             cuda_graph=cuda_graph,
+            make_optimizer=optimizer(config.train),
             log_every=config.train.log_every,
             checkpoint_every=config.train.checkpoint_every,
             preview_every=config.train.preview_every,

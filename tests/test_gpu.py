@@ -8,6 +8,8 @@ from fixed_noise import FixedNoise
 from pyro import poutine
 from tiny import LATENTS, SYSTEMS, tiny_images, tiny_objective
 
+from experiments.config import Train
+from experiments.training.optimizers import optimizer
 from pyro_lom.data.device_minibatches import Prefetched, Resident
 from pyro_lom.data.minibatches import Minibatches, to_float
 from pyro_lom.data.towers import make_towers
@@ -57,13 +59,13 @@ def noise_in_sites_alone(monkeypatch):
 class Training:
     """Steps of a tiny system on one device, as the trainer takes them."""
 
-    def __init__(self, system, device, precision="32-true", *, compiled=False, graph=False, accumulate=1):
+    def __init__(self, system, device, precision="32-true", *, compiled=False, graph=False, accumulate=1, **options):
         self.fabric, self.objective = make_fabric(device, devices=1, precision=precision), tiny_objective(system)
         self.fabric.to_device(self.objective)
         if compiled and not compile_networks(self.objective):
             pytest.skip("torch.compile does not work here")
         self.take_step = TrainingStep(
-            self.fabric, self.objective, clip_norm=100.0, accumulate=accumulate, cuda_graph=graph
+            self.fabric, self.objective, clip_norm=100.0, accumulate=accumulate, cuda_graph=graph, **options
         )
 
     def step(self, images, learning_rate=1e-4):
@@ -106,12 +108,15 @@ def test_compiled_networks_take_the_same_step(system, device, noise_in_sites_alo
     assert_same_step(Training(system, device, compiled=True), Training(system, device), rtol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_graph_takes_the_same_steps(system, device, precision, cuda):
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("adam", "32-true"), ("adam", "bf16-mixed"), ("rmsprop", "32-true"), ("adamax", "32-true")]
+)
+def test_a_graph_takes_the_same_steps(system, device, kind, precision, cuda):
     """Other images, noise, learning rates and multipliers in each step; four steps of seven are replayed."""
 
     def trained(graph):
-        training, terms = Training(system, device, precision, graph=graph), []
+        training = Training(system, device, precision, graph=graph, make_optimizer=optimizer(Train(optimizer=kind)))
+        terms = []
         for number in range(7):
             torch.manual_seed(number)
             images = training.fabric.to_device(tiny_images(28)[4 * number :][:4])

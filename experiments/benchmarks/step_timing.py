@@ -19,6 +19,7 @@ from experiments.benchmarks.step_parts import Parts, wait
 from experiments.config import Config
 from experiments.evaluation.reading import reconstruct
 from experiments.systems import build
+from experiments.training.optimizers import optimizer
 from pyro_lom.data.device_minibatches import Minibatch, Prefetched, on_device
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.data.minibatches import Minibatches, to_float
@@ -70,7 +71,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     trains_all = len(pairs) == len(system)
     compiled = settings.compiled and compile_networks(objective, partial(print, file=sys.stderr))
     options = dict(clip_norm=config.train.clip_norm, accumulate=settings.accumulate, cuda_graph=settings.cuda_graph)
-    take_step = TrainingStep(fabric, objective, pairs, **options)
+    take_step = TrainingStep(fabric, objective, pairs, make_optimizer=optimizer(config.train), **options)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.h5"

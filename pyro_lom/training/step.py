@@ -18,6 +18,10 @@ from pyro_lom.objective import Evaluation, Objective, pair_losses
 from pyro_lom.training.checkpoints import check_tensors
 from pyro_lom.training.cuda_graph import CudaGraphStep
 
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+FUSED_ADAM: MakeOptimizer = partial(torch.optim.Adam, fused=True)
+_NOT_NEGATIVE = {"exp_avg_sq", "square_avg", "exp_inf"}  # of Adam, RMSprop and Adamax
+
 
 class TrainingStep:
     """Takes training steps of the pairs of an objective, or only of the pairs in `only`.
@@ -29,7 +33,8 @@ class TrainingStep:
         accumulate: number of equal parts of a batch that are processed one after another. Their mean gradient is the
             gradient of the batch.
         cuda_graph: record the step once and replay it (`cuda_graph.py`), on one GPU.
-        make_optimizer: maps a list of parameters to their optimiser; fused Adam by default.
+        make_optimizer: maps a list of parameters to their optimiser; fused Adam by default. With `cuda_graph` it
+            receives the keywords `lr`, a tensor, and `capturable` as well.
 
     Attributes:
         trained: the parameters that train, by their names in the objective.
@@ -45,7 +50,7 @@ class TrainingStep:
         clip_norm: float | None = None,
         accumulate: int = 1,
         cuda_graph: bool = False,
-        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        make_optimizer: MakeOptimizer = FUSED_ADAM,
     ):
         self.fabric, self.objective = fabric, objective
         self.clip_norm, self.accumulate = clip_norm, accumulate
@@ -56,10 +61,8 @@ class TrainingStep:
             for parameter_name, parameter in objective.pairs[name].named_parameters()
             if parameter.requires_grad
         }
-        if make_optimizer is None:
-            # A graph reads the learning rate from the device.
-            rate = torch.zeros((), device=fabric.device) if cuda_graph else 0.0
-            make_optimizer = partial(torch.optim.Adam, lr=rate, fused=True, capturable=cuda_graph)
+        if cuda_graph:  # which reads the learning rate from the device
+            make_optimizer = partial(make_optimizer, lr=torch.zeros((), device=fabric.device), capturable=True)
         self._slots = _slots(self.trained, make_optimizer)
         self.pairs = {name: fabric.setup_module(objective.pairs[name]) for name in names}
         self.optimizer = fabric.setup_optimizers(make_optimizer([*self.trained.values()]))
@@ -101,8 +104,8 @@ class TrainingStep:
             name, slot = key.rsplit("/", 1)
             if slot == "step" and not (0 <= tensor <= num_steps and tensor == tensor.round()):
                 raise UserError(f"{what}: {key!r} is {tensor:g}, but the run has {num_steps} steps; {remedy}")
-            if slot == "exp_avg_sq" and (tensor < 0).any():
-                raise UserError(f"{what}: {key!r} is an average of squares, but negative; {remedy}")
+            if slot in _NOT_NEGATIVE and (tensor < 0).any():
+                raise UserError(f"{what}: {key!r} is an average of squares or sizes, but negative; {remedy}")
             saved[indices[name]][slot] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": saved})
 
@@ -131,9 +134,7 @@ class TrainingStep:
         return evaluation
 
 
-def _slots(
-    parameters: Mapping[str, nn.Parameter], make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-) -> dict[str, Tensor]:
+def _slots(parameters: Mapping[str, nn.Parameter], make_optimizer: MakeOptimizer) -> dict[str, Tensor]:
     """Return tensors without memory of the names, dtypes and shapes that `TrainingStep.state` returns.
 
     An optimiser makes its state in its first step. Parameters of one element take this step here.

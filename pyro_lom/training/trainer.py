@@ -21,7 +21,7 @@ from pyro_lom.training.phase import Phase
 from pyro_lom.training.progress import pair_line, step_bar
 from pyro_lom.training.runs import Run, load_weights
 from pyro_lom.training.signals import handling
-from pyro_lom.training.step import TrainingStep
+from pyro_lom.training.step import FUSED_ADAM, MakeOptimizer, TrainingStep
 
 _BATCH = 64  # images whose posteriors are inferred at once
 
@@ -47,7 +47,7 @@ class Trainer:
 
     Args:
         images: uint8 (N, H, W, C) array, the training split.
-        clip_norm, accumulate, cuda_graph: see `TrainingStep`.
+        clip_norm, accumulate, cuda_graph, make_optimizer: see `TrainingStep`.
         preview: called with the step every `preview_every` steps, on rank 0, in evaluation mode; draws figures.
     """
 
@@ -63,6 +63,7 @@ class Trainer:
         clip_norm: float | None = None,
         accumulate: int = 1,
         cuda_graph: bool = False,
+        make_optimizer: MakeOptimizer = FUSED_ADAM,
         log_every: int = 50,
         checkpoint_every: int = 1000,
         preview_every: int | None = None,
@@ -71,7 +72,9 @@ class Trainer:
         self.fabric, self.objective, self.images, self.phases, self.run = fabric, objective, images, phases, run
         self.seed, self.log_every, self.checkpoint_every = seed, log_every, checkpoint_every
         self.preview_every, self.preview = preview_every, preview
-        self._step_options = dict(clip_norm=clip_norm, accumulate=accumulate, cuda_graph=cuda_graph)
+        self._step_options = dict(
+            clip_norm=clip_norm, accumulate=accumulate, cuda_graph=cuda_graph, make_optimizer=make_optimizer
+        )
         self.num_steps = sum(phase.steps for phase in phases)
         self._data = fingerprint(images)
         self.step = 0  # finished steps

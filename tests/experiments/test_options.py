@@ -11,6 +11,7 @@ from experiments.config import Count, NumSlots, option_fields, overrides
 from experiments.fit import parse
 from experiments.options import refuse_foreign_options
 from experiments.systems import PRESETS, build, check, preset
+from experiments.training.optimizers import optimizer
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
 
@@ -198,7 +199,7 @@ def changed(config, option, value):
 
 
 def traits(config):
-    """What a configuration makes: weights, classes and plain attributes of all modules, and phases."""
+    """What a configuration makes: weights, classes and plain attributes of all modules, optimiser and phases."""
     torch.manual_seed(0)
     system = build(config, (3, 32, 32))
     objective = Objective(system)
@@ -209,6 +210,7 @@ def traits(config):
         public = {key: text.partition(" at 0x")[0] for key, text in public.items()}  # no address of an object
         found[f"attributes of {name}"] = (type(module).__name__, public)
     phases = config.model.phases(system, config.train)
+    found["optimizer"] = str(optimizer(config.train)([nn.Parameter(torch.zeros(1))]))
     found["phases"] = [str(dataclasses.replace(phase, prepare=None)) for phase in phases]
     return found
 

@@ -1,7 +1,6 @@
 """A recorded step takes the steps of the plain one: tried on a CPU (`recorded.py`)."""
 
 from contextlib import nullcontext
-from functools import partial
 
 import pyro
 import pytest
@@ -70,7 +69,7 @@ def test_of_parts_of_a_batch_and_of_one_pair_too(options):
 
 def test_what_is_not_on_the_device_stays_as_it_was_recorded():
     """The learning rate, where an optimiser keeps it as a Python number."""
-    options = dict(make_optimizer=partial(torch.optim.Adam, fused=True))
+    options = dict(make_optimizer=lambda parameters, **_: torch.optim.Adam(parameters, fused=True))
     with pytest.raises(AssertionError):
         assert_same(trained("lom-genesis-v2", graph=True, **options), trained("lom-genesis-v2", graph=False, **options))
 

@@ -569,6 +569,9 @@ def test_learning_rates():
     halving = replace(phase, steps=500_000, decay="halving", warmup_steps=10_000)
     rates = [halving.learning_rate_at(step) for step in (4_999, 10_000, 110_000, 160_000)]
     assert rates == pytest.approx([1.0, 2.0, 1.0, 2.0 * 0.5**1.5])
+    cosine = replace(phase, decay="cosine", warmup_steps=200)
+    rates = [cosine.learning_rate_at(step) for step in (0, 99, 200, 600, 1000)]
+    assert rates == pytest.approx([0.01, 1.0, 2.0, 1.01, 0.02])
 
 
 def test_gradients_are_clipped(tmp_path, uninterrupted):
