@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from experiments.config import Config, Train
@@ -55,6 +56,11 @@ _ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Va
 _OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive, "sri-": Sri}
 _INFERENCE = {"genesis-v2": GenesisV2Inference, "emorl": EmorlInference}
 _DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
+
+
+def some_slow(values, quick):
+    """Return `values` as parameters of a test, of which those that are not in `quick` are slow."""
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
 
 
 class Programs(NamedTuple):

@@ -71,6 +71,7 @@ def test_what_is_done_is_skipped_and_compared(ablate, study, monkeypatch):
             picture.verify()
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on(ablate, study):
     stopped = study / f"00001-{NAME}-seed1"
     (stopped / "summary.json").unlink()
@@ -95,6 +96,7 @@ def test_a_run_that_fails_is_reported_and_stops_no_other(ablate, study):
     assert f"| {NAME} | 18.0 (of 1) | -      | 18.0   |" in out and f"{NAME}-seed0 failed: error: the checkpoint" in out
 
 
+@pytest.mark.slow
 def test_when_all_fail_there_is_no_picture(ablate, study):
     for folder in study.glob("0*"):
         (folder / "summary.json").unlink()

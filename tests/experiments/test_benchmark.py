@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import some_slow
 
 from experiments import benchmark
 from experiments.benchmark import IDENTITY, SYSTEMS, Arguments, _settings, main
@@ -26,7 +27,7 @@ def here(monkeypatch):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "system",
-    [pytest.param(name, marks=() if name in ("genesis-v2", "vae") else pytest.mark.slow) for name in SYSTEMS],
+    some_slow(SYSTEMS, ["genesis-v2"]),
 )
 def test_a_row_of_every_system(system):
     [settings] = _settings(Arguments((system,), slots=(7,), batch_sizes=(1,), steps=2, device="cpu"))
@@ -70,6 +71,7 @@ def test_without_slots_one_row_is_that_of_all_numbers_of_slots():
     assert configs[0].model == preset("vae-objects-room").model
 
 
+@pytest.mark.slow
 def test_a_row_without_slots_is_printed_and_compared(command, here):
     options = ("--systems", "vae", *TINY)
     code, _, err = command(main, *options, "--json", "rows.json")
@@ -80,6 +82,7 @@ def test_a_row_without_slots_is_printed_and_compared(command, here):
     assert row[:3] == ["vae", "32", "-"] and float(row[-2]) > 0
 
 
+@pytest.mark.slow
 def test_a_preset_with_phases_has_a_row_for_each():
     options = Arguments(("lom-genesis-v2",), data="towers", batch_sizes=(), steps=1, device="cpu")
     rows = [measure(settings) for settings in _settings(options)]
@@ -113,6 +116,7 @@ def test_rows_are_printed_written_and_compared(command, here):
     assert other.startswith("lom-genesis-v2") and other.split()[-2:] == ["not", "there"][-2:]
 
 
+@pytest.mark.slow
 def test_a_row_in_a_process_of_its_own(command):
     code, out, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
     assert code == 0, err
@@ -171,6 +175,7 @@ def test_a_row_that_cannot_be_measured_leaves_the_others(command, monkeypatch):
     assert (code, out) == (2, "") and err.splitlines()[-1] == "error: no luck"
 
 
+@pytest.mark.slow
 def test_each_row_is_written_at_once(command, monkeypatch):
     def measured(settings, limit):
         if settings.config.train.precision == "bf16-mixed":
@@ -184,6 +189,7 @@ def test_each_row_is_written_at_once(command, monkeypatch):
     assert [row["precision"] for row in json.loads(Path("rows.json").read_text())] == ["32-true"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_row_belongs_to_the_same_steps():
     options = Arguments(("genesis-v2",), resolutions=(32,), slots=(2,), batch_sizes=(1,), steps=1, device="cpu")
     [settings] = _settings(options)
@@ -191,6 +197,7 @@ def test_the_loss_of_a_row_belongs_to_the_same_steps():
     assert one == pytest.approx(other, rel=1e-5) and one > 0
 
 
+@pytest.mark.slow
 def test_rows_of_older_versions_compare(command, here):
     code, _, err = command(main, "--systems", "genesis-v2", *TINY, "--json", "rows.json")
     assert code == 0, err

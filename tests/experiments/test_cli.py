@@ -192,6 +192,7 @@ def test_uninstalled_it_says_so(path, missing, name, tmp_path):
     assert bare.stderr.endswith(" is not installed: run pip install -e . in the project's folder\n")
 
 
+@pytest.mark.slow
 def test_a_reader_may_leave_early(tmp_path):
     line = f"'{sys.executable}' '{FIT}' --dry-run | true; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -104,6 +104,7 @@ def test_it_ends_with_a_table_and_the_pictures(fit, tiny_alone, tmp_path):
     assert err.startswith(f"{folder}: genesis-v2-towers, seed 4, 6 steps\n")
 
 
+@pytest.mark.slow
 def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(fit_module, "signs_of_binding", lambda system, images: Binding(1.0, 1.0, 1.0))
     code, _, err = fit(*tiny, "--train.preview-every", "2")
@@ -117,6 +118,7 @@ def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path)
     assert all(line in Path(f"runs/{RUN}/log.txt").read_text() for line in lines)
 
 
+@pytest.mark.slow
 def test_runs_do_not_meet(fit, tiny, tmp_path):
     for seed in ("0", "0", "1"):
         assert fit(*tiny, "--train.steps", "1", "--seed", seed, "--runs-dir", "mine")[0] == 0
@@ -462,6 +464,7 @@ def test_data_without_scenes_to_train_on(refused, tiny, towers, tmp_path):
     assert refused(*tiny, "--data.path", "mine.h5") == 'towers has no split "train"; choose one of: test'
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_devices_warns_of_another_batch(fit, run_folder):
     environment = json.loads((run_folder / "environment.json").read_text())
     assert environment["processes"] == 1

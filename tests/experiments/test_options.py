@@ -5,6 +5,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
+from tiny import some_slow
 from torch import nn
 
 from experiments.config import Count, NumSlots, option_fields, overrides
@@ -173,6 +174,7 @@ def words(config):
 
 
 DISTINCT = [*{words(preset(name)): name for name in PRESETS}.values()]
+ONE_OF_A_KIND = {preset(name).model.kind: name for name in DISTINCT}.values()
 
 
 def others(value, hint):
@@ -219,7 +221,7 @@ OF_THE_LOOP = {"train.clip-norm", "train.precision", "train.log-every", "train.c
 """Options of training that no part of a system depends on."""
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", some_slow(DISTINCT, ONE_OF_A_KIND))
 def test_every_option_changes_something_or_is_refused(name):
     config = shrunk(preset(name))
     check(config)

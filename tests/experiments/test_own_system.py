@@ -423,6 +423,7 @@ def test_systems_of_a_module_are_its_own(my_module, monkeypatch, tmp_path):
     assert [kind.__name__ for kind in own_systems(my_module)] == ["Toy", "SceneToy"]  # nothing that it imports
 
 
+@pytest.mark.slow
 def test_the_file_of_the_command_finds_the_module(my_module, towers_path, trained, tmp_path):
     """Python looks for modules where the script is, not where it was started."""
 

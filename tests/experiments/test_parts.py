@@ -380,6 +380,7 @@ def test_a_part_that_fails_only_in_training_mode_is_refused(config):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_part_with_a_tensor_under_two_names_is_saved(config, quick):
     run = fit(config, scene_prior=Flow(T.spline_autoregressive(DS)))
     load_run(run.folder, scene_prior=Flow(T.spline_autoregressive(DS)))

@@ -164,6 +164,7 @@ def test_nothing_to_draw_with(mujoco, refusal, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["objects-room", "shapestacks"])
+@pytest.mark.slow
 def test_rendered_by_one_and_by_two(name, mujoco, command, monkeypatch):
     monkeypatch.setattr(type(rendering.RENDERERS[name]), "block_size", 5)
     for workers in (1, 2):

@@ -29,6 +29,7 @@ def test_pictures(command, run, alone, tmp_path):
             assert image.width > 400 and len(image.convert("L").getcolors()) > 20
 
 
+@pytest.mark.slow
 def test_a_sweep(command, run, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch")
     code, out, err = command(main, run, "--sweep", "--output", tmp_path / "sweep.png")

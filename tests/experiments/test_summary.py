@@ -360,8 +360,7 @@ def opened(path):
         ("sri-genesis-v2", ["reconstructions", "samples", "interpolation", "curves"]),
     ],
 )
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("step", [None, 7])
+@pytest.mark.parametrize(("channels", "step"), [(1, None), (3, 7)])
 def test_pictures(system, names, channels, step, scenes, tmp_path):
     scenes = replace(scenes, images=scenes.images[..., :channels])
     paths = draw(tiny(system, scenes.image_shape), scenes, Run(tmp_path), seed=0, step=step)

@@ -175,6 +175,7 @@ def test_the_presets_have_the_published_names_and_sizes(name, sizes):
 # The run
 
 
+@pytest.mark.slow
 def test_the_imported_run_is_one_that_all_commands_accept(command, data):
     run = imported(command, EMORL, EMORL.weights, "--data.path", str(data))
     config, system, _ = load_run(run)

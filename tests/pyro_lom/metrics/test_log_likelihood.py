@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from tiny import SYSTEMS, tiny_images, tiny_pair
+from tiny import SYSTEMS, some_slow, tiny_images, tiny_pair
 
 from pyro_lom.elbo import TraceScene_ELBO
 from pyro_lom.metrics.log_likelihood import effective_sample_size, importance_weighted, log_weights
@@ -60,7 +60,7 @@ def test_the_samples_of_the_bound_and_their_effective_number(images):
     torch.testing.assert_close(effective_sample_size(weights), torch.full((4,), expected), rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", some_slow(SYSTEMS, [name for name in SYSTEMS if "emorl" not in name]))
 def test_of_every_system(system):
     pair, images = [program.eval() for program in tiny_pair(system)], tiny_images()
     elbos = torch.stack([importance_weighted(*pair, images, 1).mean() for _ in range(50)]).mean()

@@ -107,6 +107,7 @@ class TestObjectsRoom:
         with pytest.raises(UserError, match="claims 3226280 bytes, more than the 229376"):
             read_all(ObjectsRoom(CLEVR_FILE, 64, 7), skip=True)
 
+    @pytest.mark.slow
     def test_a_record_that_would_fill_the_memory(self, tmp_path):
         """As many bytes as are allowed, all in fields of two bytes."""
         bomb = field(1, field(1, field(1, b"image") + field(2, field(1, b"\x0a\x00" * 100_000))))

@@ -23,6 +23,7 @@ def rendered(workers, rows=range(10), seed=0, **options):
     return np.concatenate(images), np.concatenate(labels), np.concatenate([f["index"] for f in factors])[:, 0], factors
 
 
+@pytest.mark.slow
 def test_blocks_are_in_order_and_the_same_from_any_number_of_processes():
     images, labels, index, _ = rendered(1)
     assert index.tolist() == list(range(10)) and images.shape == (10, 8, 8, 3)
