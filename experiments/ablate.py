@@ -40,12 +40,8 @@ _MODELS = tuple(f"ablation-{number}" for number in range(9))
 _NUM_SAMPLES = 12
 _COLUMNS = ("kl", "fd_pca64_samples", "fd_efficientnet_samples", "structure_samples", "ari_fg")
 """Keys of the table. `kl` belongs to the result, `ari_fg` to `HeldOut.source`."""
-_OUTPUTS = {
-    "ablation.md": None,
-    "ablation.png": "Box plots",
-    "ablation-samples.png": "Unconditional samples",
-}
-"""Files in the folder of the study, and text that a picture contains."""
+_OUTPUTS = ("ablation.md", "ablation.png", "ablation-samples.png")
+"""Files in the folder of the study."""
 _DRAWN = ("kl", "fd_pca64_samples", "fd_efficientnet_samples")
 
 
@@ -73,9 +69,9 @@ def main(arguments: list[str]) -> None:
     options = replace(options, presets=tuple(preset(name).preset for name in options.presets))  # "demo" is a short name
     if len(set(options.presets)) < len(options.presets):
         raise UserError(f"a preset is named twice: {' '.join(options.presets)}")
-    for name, mark in _OUTPUTS.items():
+    for name in _OUTPUTS:
         if options.study.is_dir():
-            cli.check_output(options.study / name, "--study", mark=mark)
+            cli.check_output(options.study / name, "--study")
     jobs = []
     for name in options.presets:
         config = _configuration(name, fit_options)
@@ -131,6 +127,8 @@ def _report(jobs: list[Job], failed: dict[Job, str], options: Arguments, fit_opt
         figures.save_box_plots(options.study / "ablation.png", boxes)
         head = f"Unconditional samples, tau = {TEMPERATURE:g}, of each model's first run"
         figures.save_grid(options.study / "ablation-samples.png", list(samples.items()), head)
+        for name in _OUTPUTS[1:]:
+            cli.sign(options.study / name)
     for path in sorted(options.study.glob("ablation*.*")):
         print(printable(str(path)), file=sys.stderr)
 

@@ -4,6 +4,7 @@ Exit codes: 0 success; 1 failure of the program; 2 wrong options, data or files;
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -27,6 +28,7 @@ from pyro_lom.training.signals import handling
 from pyro_lom.training.trainer import Interrupted
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes
+_NO_MEMORY = "allocate memory|could not create a (primitive|memory)|bad_alloc"  # of torch, oneDNN and C++
 _LARGEST = 1 << 28  # bytes of an output in Markdown or HTML
 
 
@@ -75,7 +77,7 @@ def check_output(path: Path | None, option: str = "--output", *, suffix: str = "
     Args:
         suffix: the end of the names of such outputs.
         mark: text in the first megabyte of every such output. Only a file with this text is replaced. By default, only
-            a file that `write_signed` wrote is replaced, unless it was edited.
+            a file that `write_signed` or `sign` signed is replaced, unless it was edited.
 
     Raises:
         UserError: the name has another suffix, or its folder does not exist, or a file exists there that this command
@@ -95,9 +97,16 @@ def check_output(path: Path | None, option: str = "--output", *, suffix: str = "
 
 
 def write_signed(path: Path, text: str) -> None:
-    """Write Markdown or HTML, and a last line by which `check_output` knows whether the file was edited."""
+    """Write Markdown or HTML that `check_output` recognises."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode() + _signature(text.encode()))
+
+
+def sign(path: Path) -> None:
+    """Add a line to a picture by which `check_output` recognises it unless it was edited. Programs ignore the line."""
+    content = path.read_bytes()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content + _signature(content))
 
 
 def _signature(text: bytes) -> bytes:
@@ -140,10 +149,13 @@ def run(main: Callable[[list[str]], None], *, saves_memory: str = "sizes and num
     `saves_memory` names the options of the command that determine how much memory it uses.
     """
     warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed
+    sys.stderr = _Lenient(sys.stderr or open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks, as on stderr
     try:
         with handling(_interrupt):
             main(sys.argv[1:])
+            sys.stdout.flush()
     except UserError as error:
         _leave(str(error), 2)
     except NonFiniteLoss as error:
@@ -153,15 +165,43 @@ def run(main: Callable[[list[str]], None], *, saves_memory: str = "sizes and num
     except (MemoryError, RuntimeError) as error:  # on the CPU, torch raises a plain RuntimeError
         if "Symlink loop" in str(error):
             _leave(f"{error}: name something else", 2)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(_NO_MEMORY, str(error)):
             raise
         _leave(f"out of memory: lower {saves_memory}", 2)
     except KeyboardInterrupt as stop:  # outside of training
         number = stop.args[0] if stop.args else signal.SIGINT
         _leave(f"stopped by {signal.Signals(number).name}", 128 + number)
     except BrokenPipeError:  # the reader has closed the pipe: `fit.py --dry-run | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _drop_output()
+        _leave("cannot write what is printed: the disk is full; make room, then repeat", 2)
+
+
+class _Lenient:
+    """A stream for stderr that drops what cannot be written: a full disk there must not stop a training."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -50,7 +50,7 @@ class Arguments:
     """Temperature tau of the samples (Sec. 4.1)."""
     likelihood_images: Count = 100
     """Number of images whose log p(x) is estimated."""
-    likelihood_samples: Count = 64
+    likelihood_samples: Annotated[int, within(1, 100_000)] = 64
     """Importance samples per image for log p(x)."""
     inception_weights: Path | None = None
     """File pt_inception-2015-12-05-6726825d.pth, for fid."""

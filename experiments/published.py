@@ -1,10 +1,12 @@
 """Weights of published checkpoints: reading them without running code, and conversion to our weights and back."""
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -15,6 +17,8 @@ from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
 
 _LARGEST = 1 << 30  # bytes of a published file
+_NUM_PICKLES = 5  # at the start of a file that is no zip archive
+_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32}
 _SHOWN = 4  # names of each kind in a message
 
 
@@ -29,6 +33,7 @@ def read_published(path: Path, options: SystemOptions) -> dict[str, Tensor]:
     try:
         if _size(path) > _LARGEST:
             raise UserError(f"{path} has more than {_LARGEST >> 30} GiB, which is too large for such weights")
+        _check_pickles(path)
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
@@ -49,11 +54,13 @@ def read_published(path: Path, options: SystemOptions) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not _is_plain(tensor):
-            raise UserError(f"{path}: {str(name)!r} is not a dense tensor: name a checkpoint of weights")
+            raise UserError(f"{path}: {str(name)!r} is not a dense tensor of numbers: name a checkpoint of weights")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name!r} is NaN or infinite: name an undamaged checkpoint")
-        if name := _name_of_today(name.removeprefix("module."), options):
-            tensors[name] = tensor.detach()
+        if today := _name_of_today(name.removeprefix("module."), options):
+            if today in tensors:
+                raise UserError(f"{path} has two tensors {today}: name an undamaged checkpoint")
+            tensors[today] = tensor.detach()
     return tensors
 
 
@@ -83,10 +90,30 @@ def from_published(
     for name, place in places.items():
         numbers[place.flatten()] = tensors[name].double().flatten()
     parts = numbers[1:].split([tensor.numel() for tensor in state.values()])
-    return {
+    converted = {
         name: part.view(tensor.shape).to(tensor.dtype)
         for (name, tensor), part in zip(state.items(), parts, strict=True)
     }
+    for name, tensor in converted.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{source}: {name} has numbers that {tensor.dtype} cannot hold: name an undamaged checkpoint"
+            )
+    return converted
+
+
+def check_kept(options: SystemOptions, objective: Objective, kept: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check published tensors which differ from the weights that were made from them.
+
+    Raises:
+        UserError: a tensor is unknown, or has another shape, or other numbers than those from which the weights of
+            `objective` were rounded.
+    """
+    places, rounded = _places(options, objective), to_published(options, objective)
+    for name, tensor in kept.items():
+        is_known = name in places and tensor.shape == places[name].shape and _is_plain(tensor)
+        if not is_known or not ((tensor.to(rounded[name].dtype) == rounded[name]) | (places[name] == 0)).all():
+            raise UserError(f"{source} does not belong to this run, at {name}: import the weights again")
 
 
 def _places(options: SystemOptions, objective: Objective) -> dict[str, Tensor]:
@@ -148,9 +175,36 @@ def _name_of_today(name: str, options: SystemOptions) -> str:
 
 
 def _is_plain(tensor: object) -> bool:
-    """Whether this is a tensor of numbers in memory: no sparse, quantised, nested or absent one."""
+    """Whether this is a tensor of numbers in memory: no sparse, quantised, nested, expanded or absent one."""
     is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
-    return is_dense and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_complex()
+    if not is_dense or tensor.device.type != "cpu" or tensor.dtype not in _TYPES:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse pickles that contain a tuple twice: hashing tuples that are nested in this way would never end.
+
+    Checkpoints of weights do not contain them. A file of torch.save is a zip archive with one pickle, or begins with
+    five of them.
+    """
+    with ExitStack() as stack, suppress(ValueError):  # of what is no pickle, which torch.load refuses
+        file = stack.enter_context(open(path, "rb"))
+        files = [file] * _NUM_PICKLES
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            files = [
+                stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith("data.pkl")
+            ]
+        for one in files:
+            memo: dict[int, bool] = {}  # by index, whether it is a tuple
+            last = ""
+            for code, index, _ in pickletools.genops(one):
+                if "PUT" in code.name or code.name == "MEMOIZE":
+                    memo[len(memo) if index is None else index] = last.startswith("TUPLE")
+                elif "GET" in code.name and memo.get(index):
+                    raise UserError(f"{path} is refused: it contains a tuple twice; save its state_dict alone")
+                last = code.name
 
 
 def _size(path: Path) -> int:

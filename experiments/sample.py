@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     systems = own_systems(options.systems)
     check_runs(options.runs, "sample.py", systems)
     if options.sweep:
-        cli.check_output(options.output, suffix=".png", mark=" by temperature")
+        cli.check_output(options.output, suffix=".png")
     pyro.enable_validation(False)
     if options.sweep:
         _sweep(options, systems)
@@ -126,6 +126,7 @@ def _sweep(options: Arguments, systems: tuple[type, ...]) -> None:
         table.append([label, str(len(group)), str(group[0].num_images), *(spread(of_runs, 1) for of_runs in distances)])
     name = QUANTITIES[f"fd_{options.features}"].title
     figures.save_error_bars(options.output, lines, x="temperature", y=name)
+    cli.sign(options.output)
     print(f"**{name} of samples by temperature**\n\n{grid(table)}\n")
     print(printable(str(options.output)))
 

@@ -19,8 +19,9 @@ from experiments.config import Config, Model, to_dict
 from experiments.fit import anchored
 from experiments.loading import read_config, read_origin
 from experiments.options import refuse_foreign_options
-from experiments.published import from_published, read_published, to_published
+from experiments.published import check_kept, from_published, read_published, to_published
 from experiments.systems import build, check, preset
+from experiments.systems.options import SystemOptions
 from pyro_lom.errors import UserError, printable
 from pyro_lom.files import replacing
 from pyro_lom.objective import Objective
@@ -85,14 +86,15 @@ def import_weights(config: Config, file: Path, *, runs_dir: Path = Path("runs"))
     objective.at_step(config.train.steps)
     written = to_published(config.model, objective)
     kept = {name: tensor for name, tensor in tensors.items() if not _equal(tensor, written[name])}
-    run = Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config)))
-    with run.locked():
+
+    def fill(run: Run) -> None:
         if kept:
             with replacing(run.folder / _KEPT) as temporary:
                 save_file({name: tensor.contiguous() for name, tensor in kept.items()}, temporary)
         run.save_checkpoint(Progress(config.train.steps, 0.0, 0, data=""), objective.state_dict(), {})
         run.log(f"weights of {file}")
-    return run
+
+    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", to_dict(anchored(config)), fill=fill)
 
 
 def export_weights(folder: Path, file: Path) -> None:
@@ -112,7 +114,7 @@ def export_weights(folder: Path, file: Path) -> None:
     load_weights(objective, weights, run.folder)
     tensors = to_published(config.model, objective)
     if (run.folder / _KEPT).exists():
-        tensors |= _read_kept(run.folder / _KEPT, tensors)
+        tensors |= _read_kept(run.folder / _KEPT, config.model, objective)
     key = config.model.published_key
     with replacing(file) as temporary:
         torch.save(tensors if key is None else {key: tensors}, temporary)
@@ -127,14 +129,16 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return first.dtype == second.dtype and torch.equal(first, second)
 
 
-def _read_kept(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_kept(path: Path, options: SystemOptions, objective: Objective) -> dict[str, Tensor]:
     """Read the imported tensors that the checkpoint of the run contains rounded or not at all."""
+    largest = 2**20 + 16 * sum(tensor.nbytes for tensor in objective.state_dict().values())
     try:
+        if path.stat().st_size > largest:
+            raise OSError
         kept = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged: import the weights again") from error
-    if any(name not in tensors or tensor.shape != tensors[name].shape for name, tensor in kept.items()):
-        raise UserError(f"{path} does not belong to this run: import the weights again")
+    check_kept(options, objective, kept, path)
     return kept
 
 

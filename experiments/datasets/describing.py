@@ -22,7 +22,6 @@ from pyro_lom.figures import colour_labels, save_grid
 
 _COLUMNS, _ROWS = 12, 4
 _SIDE = 256  # pixels of the largest images on the sheet
-_TITLE = "Contact sheet of"
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,10 @@ class Info:
     def run(self) -> None:
         scenes = read_scenes(self.file)
         sheet = self.sheet or self.file.with_name(f"{self.file.stem}-sheet.png")
-        cli.check_output(sheet, "--sheet", suffix=".png", mark=_TITLE)
+        cli.check_output(sheet, "--sheet", suffix=".png")
         inspection = inspect_scenes(scenes, progress=sys.stderr.isatty())
         draw_sheet(sheet, scenes)
+        cli.sign(sheet)
         for title, text in [*self._lines(scenes, inspection), ("contact sheet", str(sheet))]:
             print(printable(f"{title:<15}{text}"))
 
@@ -81,7 +81,7 @@ def draw_sheet(path: Path, scenes: Scenes) -> None:
         if scenes.labels is not None:
             labels = np.stack([scenes.labels[scene][::every, ::every] for scene in some])
             rows.append(("labels", colour_labels(torch.from_numpy(labels).long())))
-    save_grid(path, rows, printable(f"{_TITLE} {scenes.name}: {len(scenes.images)} scenes"))
+    save_grid(path, rows, printable(f"Contact sheet of {scenes.name}: {len(scenes.images)} scenes"))
 
 
 def _shares(shares: dict[int, float]) -> str:

@@ -93,6 +93,10 @@ class Import:
             row = place.get("row", 0) if isinstance(place, dict) else place or 0
             if row > reader.total:
                 raise ValueError(f"its place is {row} of {reader.total}")
+            if reader.unit == "scenes" and writer.num_scenes + len(damaged) > row:
+                raise ValueError(f"it has {writer.num_scenes} scenes of {row}")
+            if writer.image_shape not in (None, (reader.size, reader.size, 3)):
+                raise ValueError(f"its images have the shape {writer.image_shape}")
             return place, damaged
         except (msgspec.ValidationError, ValueError) as error:
             raise UserError(

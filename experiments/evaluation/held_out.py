@@ -1,6 +1,7 @@
 """A system with its held-out scenes, read in batches: 10,000 scenes require less than a gigabyte."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from experiments.cli import progress
-from experiments.config import Config
+from experiments.config import Config, to_dict
 from experiments.evaluation.reading import (
     elbo_terms,
     guide_trace,
@@ -137,8 +138,9 @@ class HeldOut:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """The checkpoint and a checksum of the held-out scenes, for which stored values are valid."""
-        return {"checkpoint": self.run.checkpoints()[-1].name, "data": checksum(self.scenes)}
+        """The checkpoint, and checksums of configuration and held-out scenes, for which stored values are valid."""
+        config = hashlib.sha256(json.dumps(to_dict(self.config)).encode()).hexdigest()[:16]
+        return {"checkpoint": self.run.checkpoints()[-1].name, "config": config, "data": checksum(self.scenes)}
 
     def remember(self, name: str, protocol: dict, compute: Callable[[], Values]) -> Values:
         """Read the values `name` from the run's `evaluation.json`, or compute them and write them to the file.

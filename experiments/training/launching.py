@@ -15,10 +15,13 @@ from experiments.config import Config, from_dict, overrides
 from experiments.systems import SYSTEMS, preset
 from experiments.training.devices import check_number
 from pyro_lom.errors import UserError, printable
+from pyro_lom.files import open_own, replacing
 from pyro_lom.training.progress import step_bar
 from pyro_lom.training.runs import Run, numbered
 
 _LOOK_EVERY = 2.0  # seconds
+_MARK = b"Output of fit.py, started by ablate.py\n"
+_END = 1 << 16  # bytes at the end of a log that are read
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def train(jobs: Sequence[Job], *, processes: int) -> dict[Job, str]:
     """
     check_number("--processes", processes)
     waiting = [job for job in jobs if not job.finished()]
+    for job in waiting:
+        _check_log(job.log)
     free, running, failed = _places(processes), {}, {}
     total = sum(job.config.train.steps for job in jobs)
 
@@ -115,7 +120,9 @@ def _places(processes: int) -> list[dict[str, str]]:
 def _start(job: Job, place: dict[str, str]) -> subprocess.Popen:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("w") as log:
+        with replacing(job.log) as temporary:
+            temporary.write_bytes(_MARK)
+        with open_own(job.log, "ab") as log:
             # A new session, so that the process receives no Ctrl-C. `_stopping` stops it.
             return subprocess.Popen(
                 job.command(),
@@ -129,9 +136,27 @@ def _start(job: Job, place: dict[str, str]) -> subprocess.Popen:
         raise UserError(f"cannot write {job.log}: {error.strerror}") from error
 
 
+def _check_log(path: Path) -> None:
+    """Raise UserError if something else than an earlier log is at `path`, or its folder is a link."""
+    if path.parent.is_symlink():
+        raise UserError(f"{path.parent} is a link: remove it, or name another --study")
+    try:
+        with open_own(path) as file:
+            is_log = file.readline(len(_MARK)) == _MARK
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:
+        is_log = False
+    if not is_log:
+        raise UserError(f"{path} is in the place of a log: rename it, or name another --study")
+
+
 def _complaint(job: Job, code: int) -> str:
     """Return the last line of a failed process's output, its exit code, and the path of its log."""
-    *_, last = job.log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+    with open_own(job.log) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+        text = file.read().decode(errors="replace").removeprefix(_MARK.decode())
+    *_, last = text.strip().splitlines() or ["it printed nothing"]
     return f"{last.strip()} (exit code {code}; see {job.log})"
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.errors import UserError
 
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES, _BLOCK_SCENES = 32 << 20, 1 << 16
 
 
 class Inspection(NamedTuple):
@@ -33,7 +33,7 @@ def inspect_scenes(scenes: Scenes, progress: bool = False) -> Inspection:
     """
     lowest, highest, total, num_flat = 255, 0, 0.0, 0
     label_scenes, num_objects = np.zeros(256, int), np.zeros(257, int)
-    size = max(1, _BLOCK_BYTES // int(np.prod(scenes.images.shape[1:])))
+    size = max(1, min(_BLOCK_SCENES, _BLOCK_BYTES // int(np.prod(scenes.images.shape[1:]))))
     for first in tqdm(range(0, len(scenes.images), size), disable=not progress, unit="block", leave=False):
         rows = slice(first, first + size)
         images = np.asarray(scenes.images[rows])

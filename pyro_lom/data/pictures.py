@@ -15,7 +15,9 @@ from pyro_lom.errors import UserError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 8192  # pixels per side; a square RGB image of this size takes 200 MB of memory
 _MAX_BYTES = 256 << 20
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # how a JPEG file begins, and how each scan of its pixels does
 _BIT_DEPTH = 24  # position in a PNG file
+_MAX_SCANS = 100  # of a progressive JPEG file; each takes the time of a whole picture
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -49,6 +51,8 @@ def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.
         raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
     try:
         content = _content(path)
+        if content.startswith(_JPEG) and content.count(_SCAN) > _MAX_SCANS:
+            raise UserError(f"{path} is stored in more than {_MAX_SCANS} scans; save it again")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large sizes and odd metadata; what matters is checked below
             Image.open(BytesIO(content), formats=formats).verify()  # checksums, and the end, which `load` ignores
@@ -57,6 +61,8 @@ def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.
                 raise UserError(f"{path} is {size_text(image.size[::-1])}: make it smaller than {LARGEST} pixels")
             if image.format == "PNG" and image.is_animated:
                 raise UserError(f"{path} is an animation of {image.n_frames} frames; save one of them")
+            if image.format == "PNG" and _num_headers(content) > 1:  # of which Pillow uses the last
+                raise UserError(f"{path} has two headers; save it again")
             if image.format == "PNG" and content[_BIT_DEPTH] > 8:  # Pillow would drop the lower bits
                 raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
             ImageOps.exif_transpose(image, in_place=True)
@@ -108,6 +114,14 @@ def _content(path: Path) -> bytes:
     if path.stat().st_size > _MAX_BYTES:
         raise UserError(f"{path} has more than {_MAX_BYTES >> 20} MiB: save it in a smaller file")
     return path.read_bytes()
+
+
+def _num_headers(png: bytes) -> int:
+    place, number = 8, 0
+    while place + 8 <= len(png):
+        number += png[place + 4 : place + 8] == b"IHDR"
+        place += 12 + int.from_bytes(png[place : place + 4], "big")
+    return number
 
 
 def fit(image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resampling) -> Image.Image:

@@ -10,7 +10,7 @@ import re
 import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import h5py
@@ -20,6 +20,7 @@ from pyro_lom.errors import UserError
 
 _MAX_MEMORY = 3 << 29  # bytes that reading may allocate: 1 GiB of arrays, and the chunk that HDF5 unpacks
 _MAX_CHUNK = 256 << 20  # bytes; HDF5 unpacks a whole chunk to read one scene
+_MAX_SOURCES = 2048  # pieces of a virtual data set
 _MAX_OBJECTS, _MAX_DEPTH = 10_000, 16  # visiting a thousand nested groups takes HDF5 ten seconds
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError)  # h5py raises any of these
 _limiting = threading.RLock()
@@ -122,12 +123,21 @@ def _check_links(file: h5py.File, path: Path) -> None:
 
 def _check_sources(dataset: h5py.Dataset, path: Path) -> None:
     """Check the files and data sets of which a virtual data set consists; HDF5 would read missing ones as zeros."""
-    name, folder = f"{dataset.name[1:]} in {path}", path.parent.resolve()
+    name = f"{dataset.name[1:]} in {path}"
     if None in dataset.maxshape:
         raise UserError(f"{name} is virtual without a fixed size: fix its size, or copy the data into one file")
     if "HDF5_VDS_PREFIX" in os.environ:
         raise UserError(f"{name} is virtual, and HDF5_VDS_PREFIX leads to other sources: unset this variable")
-    mapped, checked = dataset.id.get_space(), {}
+    if (num_sources := dataset.id.get_create_plist().get_virtual_count()) > _MAX_SOURCES:
+        raise UserError(f"{name} is virtual in {num_sources} pieces: copy the data into one file")
+    with ExitStack() as stack:
+        _check_pieces(dataset, path, stack)
+
+
+def _check_pieces(dataset: h5py.Dataset, path: Path, stack: ExitStack) -> None:
+    """Check the pieces of a virtual data set. `stack` closes the files that are opened, each of them once."""
+    name, folder = f"{dataset.name[1:]} in {path}", path.parent.resolve()
+    mapped, files, checked = dataset.id.get_space(), {}, {}
     mapped.select_none()
     for target, other, source, part in dataset.virtual_sources():
         if "%" in other + source:  # HDF5 reads "%%" as "%", and replaces "%b" by a number
@@ -145,7 +155,9 @@ def _check_sources(dataset: h5py.Dataset, path: Path) -> None:
                 f"{name} is virtual, with a source outside of its folder, {other}: copy the data into one file"
             )
         if (file, source) not in checked:
-            checked[file, source] = _source_shape(dataset, file, source)
+            if file not in files:
+                files[file] = stack.enter_context(open_hdf5(file))
+            checked[file, source] = _source_shape(dataset, files[file], file, source)
         shape = checked[file, source]
         if part.get_select_type() == h5py.h5s.SEL_ALL:
             fits = math.prod(shape) == target.get_select_npoints()
@@ -161,16 +173,15 @@ def _check_sources(dataset: h5py.Dataset, path: Path) -> None:
         )
 
 
-def _source_shape(dataset: h5py.Dataset, path: Path, name: str) -> tuple[int, ...]:
-    with open_hdf5(path) as file:
-        source = file.get(name)
-        if not isinstance(source, h5py.Dataset) or source.is_virtual or source.dtype != dataset.dtype:
-            raise UserError(
-                f"{dataset.name[1:]} in {dataset.file.filename} is virtual, and its source {name} in {path} is no data "
-                f"set of {dataset.dtype} that is stored there: copy the data into one file"
-            )
-        check_storage(source, path)
-        return source.shape
+def _source_shape(dataset: h5py.Dataset, file: h5py.File, path: Path, name: str) -> tuple[int, ...]:
+    source = file.get(name)
+    if not isinstance(source, h5py.Dataset) or source.is_virtual or source.dtype != dataset.dtype:
+        raise UserError(
+            f"{dataset.name[1:]} in {dataset.file.filename} is virtual, and its source {name} in {path} is no data "
+            f"set of {dataset.dtype} that is stored there: copy the data into one file"
+        )
+    check_storage(source, path)
+    return source.shape
 
 
 @contextmanager

@@ -10,9 +10,7 @@ import h5py
 import numpy as np
 from jaxtyping import Shaped
 
-from pyro_lom.data.pictures import reason_of
-from pyro_lom.data.self_contained import check_storage, open_hdf5
-from pyro_lom.errors import UserError
+from pyro_lom.data.self_contained import check_storage, open_hdf5, reading
 
 IN_MEMORY = 1 << 30  # bytes; chunked arrays up to this size together are read into memory at once, for speed
 
@@ -52,7 +50,7 @@ class ChunkedArray:
     def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
         """Read rows; `index` is an integer, a slice, or an array of integers or of booleans."""
         rows = np.arange(self.rows.start, self.rows.stop)[index]
-        try:
+        with reading(self.path):
             if rows.ndim == 0:
                 return self._dataset[int(rows)]
             if isinstance(index, slice) and len(rows) > 0 and index.step in (None, 1):
@@ -60,11 +58,7 @@ class ChunkedArray:
             found = np.empty((len(rows), *self.shape[1:]), self.dtype)
             for place, row in enumerate(rows):  # indexing by arrays in h5py is many times slower
                 found[place] = self._dataset[int(row)]
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{self.name} in {self.path} is damaged: {reason_of(error)}; make or fetch it again"
-            ) from error
-        return found
+            return found
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)

@@ -23,7 +23,7 @@ from pyro_lom.data.hdf5 import Scenes, write_scenes
 from pyro_lom.errors import UserError
 from pyro_lom.files import open_own, read_own, replacing
 
-_ARRAY = re.compile(r"(?:images|labels|factors\.[^/\x00]+)")
+_ARRAY = re.compile(r"(?:images|labels|factors\.(?!\.\.?\Z)[^/\x00-\x1f\x7f]+)")
 _LARGEST_JOURNAL = 64 << 20  # bytes; it lists the damaged records
 
 Position = Annotated[int, Meta(ge=0, lt=2**62)]
@@ -123,6 +123,11 @@ class SceneWriter(AbstractContextManager):
         return self._journal.num_scenes
 
     @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape (H, W, C) of the stored images; None before the first `append`."""
+        return self._journal.arrays["images"].shape if self.num_scenes else None
+
+    @property
     def place(self) -> Any:
         """The argument `place` of the last `append`; None before the first."""
         return self._journal.place
@@ -186,6 +191,8 @@ class SceneWriter(AbstractContextManager):
         }
         images, labels = arrays.pop("images"), arrays.pop("labels", None)
         factors = {array.removeprefix("factors."): values for array, values in arrays.items()}
+        if any(not np.isfinite(values).all() for values in factors.values()):
+            raise UserError(f"a factor in {self.folder} is damaged, and the folder is removed: repeat the command")
         scenes = Scenes(images, labels, factors, num_background, splits, name, version)
         self._keeps = True  # only the disk can fail from here on
         with self._told():

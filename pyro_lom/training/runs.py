@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,13 @@ class Run:
         self.folder = Path(folder)
 
     @classmethod
-    def create(cls, runs_dir: Path, name: str, config: dict) -> "Run":
+    def create(
+        cls, runs_dir: Path, name: str, config: dict, *, fill: Callable[["Run"], None] = lambda run: None
+    ) -> "Run":
         """Create the next numbered folder under `runs_dir`, which contains `config.json` and `environment.json`.
 
-        Processes that create runs wait for each other. A kill leaves a complete run, or none.
+        `fill` may write more into it, before the folder has its name. Processes that create runs wait for each other. A
+        kill leaves a complete run, or none.
         """
         runs_dir = Path(runs_dir)
         _check_name(runs_dir)
@@ -58,7 +61,7 @@ class Run:
                         f"{runs_dir} is full: its last run has the number {number - 1}; name another folder"
                     )
                 with writing(folder):
-                    _make_folder(folder, {file: _as_json(content) for file, content in contents.items()})
+                    _make_folder(folder, {file: _as_json(content) for file, content in contents.items()}, fill)
         return cls(folder)
 
     @classmethod
@@ -219,18 +222,20 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Pa
     module.load_state_dict(weights)
 
 
-def _make_folder(folder: Path, files: dict[str, bytes]) -> None:
+def _make_folder(folder: Path, files: dict[str, bytes], fill: Callable[[Run], None]) -> None:
     """Make a folder with files in it at once. Only one process may do this in the same place."""
     temporary = folder.with_name(_UNFINISHED)
-    if temporary.is_dir() and not temporary.is_symlink():  # a kill left it
-        for name in files:
-            (temporary / name).unlink(missing_ok=True)
-        temporary.rmdir()
+    if temporary.is_dir() and not temporary.is_symlink():  # a kill left it, or it is the user's
+        if (temporary / "config.json").is_file():
+            shutil.rmtree(temporary)
+        else:
+            temporary.rmdir()
     temporary.mkdir()
     try:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
             sync(temporary / name)
+        fill(Run(temporary))
         sync(temporary)
         os.rename(temporary, folder)
     except BaseException:

@@ -22,6 +22,7 @@ from experiments.training import launching
 from experiments.training.launching import Job, train
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.data.towers import make_towers
+from pyro_lom.errors import UserError
 
 NAME = "lom-genesis-v2-towers"
 
@@ -226,3 +227,23 @@ def test_two_models_with_two_seeds(command, tiny, tmp_path):
     for key in ("kl", "ari_fg"):  # both have one, though their pairs have different names
         part = out.partition(f"**{title(key)}**")[2].partition("**")[0]
         assert all(re.search(rf"\| {name} +\| -?[\d.]+ +\| -?[\d.]+ +\| -?[\d.]+ +\|", part) for name in presets)
+
+
+def test_logs_replace_nothing_of_the_user(tiny, tmp_path):
+    """Neither a file of another origin, nor what a link leads to; and a pipe is not waited for."""
+    new = job(tiny, tmp_path / "study")
+    new.log.parent.mkdir(parents=True)
+    own = tmp_path / "own.txt"
+    own.write_text("precious")
+    for make in (lambda: new.log.write_text("precious"), lambda: new.log.symlink_to(own), lambda: os.mkfifo(new.log)):
+        make()
+        with pytest.raises(UserError, match="is in the place of a log: rename it, or name another --study"):
+            train([new], processes=1)
+        if not new.log.is_symlink() and new.log.is_file():
+            assert new.log.read_text() == "precious"
+        new.log.unlink()
+    new.log.parent.rmdir()
+    new.log.parent.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="logs is a link"):
+        train([new], processes=1)
+    assert own.read_text() == "precious"

@@ -1,5 +1,7 @@
 """Commands tell a mistake in one line and leave with the right code: 0, 1, 2, or 128 + a signal."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -161,6 +163,34 @@ def test_out_of_memory(allocate, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "error: out of memory: lower --width or --depth\n")
 
 
+def test_out_of_memory_within_a_library(monkeypatch, capsys):
+    def create(arguments):
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    with pytest.raises(SystemExit):
+        cli.run(create, saves_memory="--width")
+    assert capsys.readouterr() == ("", "error: out of memory: lower --width\n")
+
+
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+def test_stderr_that_is_full_stops_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    monkeypatch.setattr(sys, "stderr", Full())
+    done = []
+    cli.run(lambda arguments: (print("note", file=sys.stderr), sys.stderr.flush(), done.append(1)))
+    assert done == [1]
+
+
 def test_a_failure_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command.py"])
     with pytest.raises(ZeroDivisionError):
@@ -190,6 +220,24 @@ def test_uninstalled_it_says_so(path, missing, name, tmp_path):
     assert (bare.returncode, bare.stdout) == (2, "")
     assert bare.stderr.startswith(f"error: {missing}") and bare.stderr.count("\n") == 1
     assert bare.stderr.endswith(" is not installed: run pip install -e . in the project's folder\n")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "err"),
+    [
+        (">/dev/full", 2, "error: cannot write what is printed: the disk is full; make room, then repeat\n"),
+        ("2>/dev/full", 0, ""),
+        (">&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(redirected, code, err, tmp_path):
+    line = f"'{sys.executable}' '{FIT}' --dry-run {redirected}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shell = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+    )
+    assert (shell.returncode, shell.stderr) == (code, err)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from experiments import benchmark, cli, report
 from experiments.config import bounds, from_dict, option_fields, to_dict
@@ -269,12 +270,18 @@ def test_rows_are_not_written_over_what_they_are_compared_with(refusal):
     assert refusal(benchmark.main, "--json", "rows.json", "--compare", "./rows.json") == line
 
 
-def test_a_picture_of_a_sweep_replaces_only_one(run, tmp_path):
-    save_grid(tmp_path / "a.png", [("x", torch.ones(1, 3, 8, 8))], "Samples")
-    save_error_bars(tmp_path / "b.png", {"$a": ([0.8], [1.0], [0.0])}, x="temperature", y="FD \u2193")
+def test_only_pictures_that_were_not_edited_are_replaced(tmp_path):
+    path = tmp_path / "a.png"
+    save_error_bars(path, {"$a": ([0.8], [1.0], [0.0])}, x="temperature", y="FD \u2193")
     with pytest.raises(UserError, match="a file exists there"):
-        cli.check_output(tmp_path / "a.png", suffix=".png", mark=" by temperature")
-    cli.check_output(tmp_path / "b.png", suffix=".png", mark=" by temperature")
+        cli.check_output(path, suffix=".png")
+    cli.sign(path)
+    cli.check_output(path, suffix=".png")
+    picture = Image.open(path)
+    picture.load()
+    picture.save(path)
+    with pytest.raises(UserError, match="a file exists there"):
+        cli.check_output(path, suffix=".png")
 
 
 # Generated cases.

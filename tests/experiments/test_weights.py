@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from experiments.sample import main as sample_main
 from experiments.systems import build, preset
 from experiments.weights import main
 from pyro_lom.objective import Objective
+from pyro_lom.training.runs import Run
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -170,6 +172,65 @@ def test_the_presets_have_the_published_names_and_sizes(name, sizes):
     found = to_published(config.model, Objective(build(config, (3, 64, 64))))
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert {name: tuple(value.shape) for name, value in found.items() if not name.endswith(statistics)} == sizes
+
+
+FIRST = next(iter(V2.weights))
+
+
+def nested_tuples():
+    """A dict whose key is a tuple of two tuples of two tuples ...: its hash takes 2^60 steps."""
+    twice = b"".join(b"h%ch%c\x86q%c0" % (n, n, n + 1) for n in range(60))
+    return b"\x80\x02}K\x00K\x00\x86q\x000" + twice + b"h<K\x01s."
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda first: torch.zeros(1).expand(10**9), "is not a dense tensor of numbers"),
+        (lambda first: first.to(torch.float8_e4m3fn), "is not a dense tensor of numbers"),
+        (lambda first: first.to(torch.uint8), "is not a dense tensor of numbers"),
+        (lambda first: first.bool(), "is not a dense tensor of numbers"),
+        (lambda first: first.double() * 0 + 1e300, "has numbers that torch.float32 cannot hold"),
+    ],
+)
+def test_odd_tensors_are_refused(command, change, line):
+    path = stored(V2, V2.weights | {FIRST: change(V2.weights[FIRST])})
+    code, out, err = command(main, "import", V2.preset, path, *V2.words)
+    assert (code, out) == (2, "") and line in err and not Path("runs").exists()
+
+
+def test_a_name_that_occurs_twice_is_refused(command):
+    path = stored(V2, V2.weights | {f"module.{FIRST}": V2.weights[FIRST] + 1})
+    code, _, err = command(main, "import", V2.preset, path, *V2.words)
+    assert code == 2 and f"has two tensors {FIRST}" in err
+
+
+def test_a_pickle_whose_keys_take_for_ever_is_refused(command):
+    with zipfile.ZipFile("published.pt", "w") as archive:
+        archive.writestr("x/data.pkl", nested_tuples())
+        archive.writestr("x/version", "3\n")
+    code, _, err = command(main, "import", V2.preset, "published.pt", *V2.words)
+    assert (code, err) == (
+        2,
+        "error: published.pt is refused: it contains a tuple twice; save its state_dict alone\n",
+    )
+
+
+@pytest.mark.parametrize("kept", [lambda t: t + 1, lambda t: t * float("nan"), lambda t: t.double() + 1e-3])
+def test_kept_numbers_of_others_are_refused(command, kept):
+    run = imported(command, V2, V2.weights)
+    save_file({FIRST: kept(V2.weights[FIRST])}, run / "published.safetensors")
+    code, _, err = command(main, "export", run, "exported.pt")
+    assert code == 2 and "does not belong to this run" in err and not Path("exported.pt").exists()
+
+
+def test_a_stopped_import_leaves_no_run(command, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_checkpoint", stop)
+    code, _, err = command(main, "import", V2.preset, stored(V2, V2.weights), *V2.words)
+    assert (code, err, os.listdir("runs")) == (130, "stopped by SIGINT\n", [])
 
 
 # The run

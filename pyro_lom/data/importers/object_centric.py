@@ -21,6 +21,7 @@ from pyro_lom.errors import UserError
 
 _NOT_FACTORS = ("image", "mask", "visibility", "num_actual_objects", "num_objects")
 _MAX_BYTES = 1 << 29  # of the scenes that are read at once
+_MAX_FACTORS, _MAX_NAME = 256, 200  # a name is a part of the name of a file
 
 
 class _Place(TypedDict):
@@ -57,9 +58,12 @@ class ObjectCentric(Reader):
                 rows = slice(first, min(first + self._at_once, self.total))
                 place |= {"row": rows.stop}
                 try:
-                    block = self._block(file, rows, place, damage)
-                except (OSError, RuntimeError) as error:
-                    damage(f"one of the scenes {rows.start} to {rows.stop - 1}", reason_of(error))
+                    with reading(self.path):
+                        block = self._block(file, rows, place, damage)
+                except UserError as error:
+                    if not isinstance(error.__cause__, OSError | RuntimeError | MemoryError):
+                        raise
+                    damage(f"one of the scenes {rows.start} to {rows.stop - 1}", reason_of(error.__cause__))
                     continue
                 if block is not None:
                     yield block
@@ -85,8 +89,11 @@ class ObjectCentric(Reader):
         for name, values in sets.items():
             if len(values) != len(image):
                 raise UserError(f"{name} in {self.path} has {len(values)} rows, image {len(image)}")
-            if not name.isprintable():
-                raise UserError(f"{name} in {self.path} has no printable name: rename it")
+            if not name.isprintable() or len(name.encode()) > _MAX_NAME or name in (".", "..", "present"):
+                raise UserError(
+                    f"{name[:_MAX_NAME]} in {self.path} has a name that is too long, not printable, or that this "
+                    "project gives itself: rename it"
+                )
             check_storage(values, self.path)
         has_shape = visibility.ndim == 2 or (visibility.ndim == 3 and visibility.shape[2] == 1)
         is_number = visibility.dtype.kind in "buif"
@@ -102,9 +109,12 @@ class ObjectCentric(Reader):
             values for _, values in self._factor_sets(file)
         ]
         num_bytes = sum(math.prod(values.shape[1:]) * values.dtype.itemsize for values in read)
+        num_factors = sum(math.prod(values.shape[2:]) for _, values in self._factor_sets(file))
+        if num_factors > _MAX_FACTORS:
+            raise UserError(f"{self.path} has {num_factors} factors of an object; expected at most {_MAX_FACTORS}")
         if num_bytes > _MAX_BYTES:
             raise UserError(f"a scene of {self.path} takes {num_bytes >> 20} MiB; expected at most {_MAX_BYTES >> 20}")
-        at_once = max(1, BLOCK_BYTES // num_bytes)
+        at_once = max(1, BLOCK_BYTES // max(num_bytes, 4 * self.size**2))  # before and after resizing
         chunk = file["image"].chunks[0] if file["image"].chunks else 1
         whole = max(chunk, at_once // chunk * chunk)  # each chunk is unpacked once
         return whole if whole * num_bytes <= _MAX_BYTES else at_once

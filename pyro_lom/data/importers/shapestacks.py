@@ -83,6 +83,8 @@ class ShapeStacks(Reader):
     def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, dict[str, Any], int]]:
         place = place or {"row": 0, "damaged": []}
         self._damaged_rows = list(place["damaged"])
+        if self._damaged_rows != sorted({row for row in self._damaged_rows if row < place["row"]}):
+            raise UserError(f"the damaged rows in the unfinished file of {self.root} are damaged themselves: remove it")
         for row in range(place["row"], self.total):
             scene = damage.unless_damaged(self._scene, row)
             if scene is None:

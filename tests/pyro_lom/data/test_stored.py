@@ -134,7 +134,7 @@ def test_damage_shows_when_it_is_read(tmp_path, images, monkeypatch):
     path.write_bytes(content)
     damaged = read_scenes(path).images
     np.testing.assert_array_equal(damaged[20], images[20])
-    with pytest.raises(UserError, match=f"^/images in {path} is damaged: .*; make or fetch it again$"):
+    with pytest.raises(UserError, match=f"^cannot read {path}: .* damaged .*; make or fetch it again$"):
         damaged[0]
 
 
