@@ -21,6 +21,7 @@ from experiments import cli
 from experiments.data import main
 from pyro_lom.data.hdf5 import read_scenes, write_scenes
 from pyro_lom.data.writer import SceneWriter
+from pyro_lom.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 IMPORTERS = ROOT / "tests" / "pyro_lom" / "data" / "importers"
@@ -264,7 +265,22 @@ def test_other_options_are_not_mixed(command, rooms, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place", [[{"row": -1}, []], [7.5, []], ["x", []], [-1, []], [[], []], 3, [2**80, []], [1, "x"], [1, [2]]], ids=str
+    "place",
+    [
+        [0, []],
+        [2, []],
+        [3, ["x"]],
+        [{"row": -1}, []],
+        [7.5, []],
+        ["x", []],
+        [-1, []],
+        [[], []],
+        3,
+        [2**80, []],
+        [1, "x"],
+        [1, [2]],
+    ],
+    ids=str,
 )
 def test_a_place_in_a_journal_is_checked(command, refused, place):
     os.mkdir("mine")
@@ -279,6 +295,40 @@ def test_a_place_in_a_journal_is_checked(command, refused, place):
     assert (code, out) == (2, "")
     assert err.startswith("error: the unfinished file in .mine.h5.partial is damaged (") and err.count("\n") == 1
     assert command("import", "images", "mine", "mine.h5")[0] == 0
+
+
+@pytest.mark.parametrize("shape", [[16, 16, 3], [32, 32, 1]])
+def test_the_images_of_a_journal_are_those_of_the_command(command, shape):
+    os.mkdir("mine")
+    for k in range(3):
+        Image.new("L", (32, 32), k).save(f"mine/{k}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SceneWriter, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command("import", "images", "mine", "mine.h5")[0] == 130
+    journal = Path(".mine.h5.partial/journal.json")
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"arrays": {"images": ["|u1", shape]}}))
+    code, out, err = command("import", "images", "mine", "mine.h5")
+    assert (code, out) == (2, "") and f"its images have the shape ({shape[0]}, " in err
+
+
+def test_factors_of_a_journal_that_are_no_numbers(tmp_path):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    with SceneWriter(tmp_path / "out.h5", {}) as writer:
+        writer.append(images, None, {"x": np.zeros((2, 1), np.float32)})
+        (writer.folder / "factors.x").write_bytes(np.full((2, 1), np.nan, np.float32).tobytes())
+        with pytest.raises(UserError, match="a factor in .* is damaged, and the folder is removed"):
+            writer.finish(name="x", version=1, num_background=0, splits={"train": range(2)}, source="", seed=0)
+
+
+@pytest.mark.parametrize("name", [".", "..", "a\n"])
+def test_names_in_a_journal_that_no_factor_can_have(command, name):
+    os.mkdir("mine")
+    Image.new("L", (32, 32), 1).save("mine/1.png")
+    os.mkdir(".mine.h5.partial")
+    arrays = {"images": ["|u1", [32, 32, 3]], f"factors.{name}": ["<f4", [2]]}
+    Path(".mine.h5.partial/journal.json").write_text(json.dumps({"made_by": {}, "num_scenes": 1, "arrays": arrays}))
+    code, out, err = command("import", "images", "mine", "mine.h5")
+    assert (code, out) == (2, "") and err.startswith("error: .mine.h5.partial/journal.json is damaged (")
 
 
 @pytest.mark.parametrize("dtype", ["<f1", "<b8", ">u1", "|f8", "<U4", "<i3"])

@@ -78,6 +78,23 @@ def test_sixteen_bits_are_refused_in_every_mode(tmp_path, colour):
             read(tmp_path / "deep.png")
 
 
+def test_a_second_header_would_scale_labels(tmp_path):
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, 4, GREY, 0, 0, 0))
+    (tmp_path / "mask.png").write_bytes(png(8, 2, 8, GREY, [bytes(4)] * 2, before=second))
+    with pytest.raises(UserError, match="mask.png has two headers; save it again$"):
+        read_labels(tmp_path / "mask.png")
+
+
+def test_a_picture_of_many_scans_takes_for_ever(tmp_path):
+    Image.new("L", (16, 16), 90).save(tmp_path / "a.jpg", progressive=True)
+    assert (read_rgb(tmp_path / "a.jpg") == 90).all()
+    content = (tmp_path / "a.jpg").read_bytes()
+    last = content.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(content[:last] + 200 * content[last:-2] + content[-2:])
+    with pytest.raises(UserError, match="a.jpg is stored in more than 100 scans; save it again$"):
+        read_rgb(tmp_path / "a.jpg")
+
+
 FORMATS = ["BMP", "GIF", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PDF", "JPEG2000", "EPS"]
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pyro_lom.data import stored
+from pyro_lom.data import self_contained, stored
 from pyro_lom.data.hdf5 import Scenes, read_scenes, write_scenes
 from pyro_lom.errors import UserError
 
@@ -168,6 +168,22 @@ class TestStorage:
             file.create_virtual_dataset("images", layout)
         assert "is virtual, and its sources hold 768 of its 1536 values" in refusal(folder / "virtual.h5")
 
+    def test_a_virtual_data_set_of_many_pieces(self, folder, monkeypatch):
+        """Each file is opened once."""
+        with h5py.File(folder / "scenes.h5", "w") as file:
+            layout = h5py.VirtualLayout((500, 8, 8, 1), np.uint8)
+            for row in range(500):
+                file[f"source/{row}"] = np.full((1, 8, 8, 1), row % 256, np.uint8)
+                layout[row : row + 1] = h5py.VirtualSource(".", f"source/{row}", (1, 8, 8, 1))
+            file.create_virtual_dataset("images", layout)
+        start = time.monotonic()
+        np.testing.assert_array_equal(
+            np.asarray(read_scenes(folder / "scenes.h5").images)[:, 0, 0, 0], np.arange(500) % 256
+        )
+        assert time.monotonic() - start < 10
+        monkeypatch.setattr(self_contained, "_MAX_SOURCES", 499)
+        assert "is virtual in 500 pieces: copy the data into one file" in refusal(folder / "scenes.h5")
+
     def test_a_variable_that_leads_to_other_sources(self, write_virtual, monkeypatch):
         monkeypatch.setenv("HDF5_VDS_PREFIX", "/elsewhere")
         assert "HDF5_VDS_PREFIX leads to other sources: unset this variable" in refusal(write_virtual("part.h5"))
@@ -258,6 +274,28 @@ class TestMemory:
         code = (
             "import resource, sys; from pyro_lom.data.hdf5 import read_scenes; from pyro_lom.errors import UserError\n"
             "try: read_scenes(sys.argv[1])\n"
+            "except UserError as error: print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, folder / "bomb.h5"], capture_output=True, text=True, check=True
+        )
+        line, _, kilobytes = found.stdout.rpartition(" ")
+        assert line.startswith(f"cannot read {folder}/bomb.h5: ") and int(kilobytes) < 2_600_000
+
+    @pytest.mark.slow
+    def test_no_chunk_that_is_read_later_takes_all_memory(self, folder):
+        """Four megabytes that unpack to four gigabytes, in an array that is too large to be read at once."""
+        shape, chunk = (300, 2048, 2048, 1), (1, 2048, 2048, 1)
+        packer, block = zlib.compressobj(9), bytes(16 << 20)
+        bomb = b"".join(packer.compress(block) for _ in range(256)) + packer.flush()
+        with h5py.File(folder / "bomb.h5", "w") as file:
+            array = file.create_dataset("images", shape, np.uint8, chunks=chunk, compression="gzip")
+            for row in range(shape[0]):
+                array.id.write_direct_chunk((row, 0, 0, 0), zlib.compress(bytes(2048**2)) if row else bomb)
+        code = (
+            "import resource, sys; from pyro_lom.data.hdf5 import read_scenes; from pyro_lom.errors import UserError\n"
+            "images = read_scenes(sys.argv[1]).images\n"
+            "try: images[0]\n"
             "except UserError as error: print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         found = subprocess.run(

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from published import ROOMS
 
+from pyro_lom.data.importers import object_centric
 from pyro_lom.data.importers.block import Damage
 from pyro_lom.data.importers.object_centric import ObjectCentric
 from pyro_lom.errors import UserError
@@ -155,6 +156,24 @@ def test_chunks_that_would_fill_the_memory(tmp_path, clevr, write):
         file.create_dataset("mask", (4, 8000, 8000, 1), np.uint8, chunks=(1, 64, 64, 1), compression="gzip")
     with pytest.raises(UserError, match=r"image in .* has chunks of \(4, 8000, 8000, 3\): store it with smaller ones"):
         ObjectCentric(path, 16, 1)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "present", "..", "a\x1b"])
+def test_names_that_no_factor_can_have(write, clevr, name):
+    with pytest.raises(UserError, match="has a name that is too long, not printable, or that this project gives"):
+        ObjectCentric(write(clevr | {name: clevr["x"]}), 16, 1)
+
+
+def test_more_factors_than_an_object_has(write, clevr):
+    with pytest.raises(UserError, match="has 305 factors of an object; expected at most 256"):
+        ObjectCentric(write(clevr | {"many": np.zeros((4, 11, 300))}), 16, 1)
+
+
+def test_small_scenes_that_become_large(write, clevr, monkeypatch):
+    """Blocks are bounded by the scenes after resizing, too."""
+    monkeypatch.setattr(object_centric, "BLOCK_BYTES", 4 * 64**2)
+    blocks, _ = read_all(ObjectCentric(write(clevr), 64, 1))
+    assert [len(block.images) for block in blocks] == [1, 1, 1, 1]
 
 
 def test_no_hdf5(tmp_path):
