@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments import cli
 from experiments.config import Count, check_bounds, within
 from experiments.evaluation.held_out import SEED, HeldOut, checksum, segment
-from experiments.evaluation.reading import guide_trace, latents
+from experiments.evaluation.reading import guide_trace, latents, scene_latents
 from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
@@ -126,7 +126,7 @@ def _latents(
     """Return the posterior means of s and z."""
     name, pair = list(held_out.system)[-1], held_out.final
     trace = guide_trace(pair, images, infer(held_out.system, images, [name])[name])
-    scenes = trace.nodes[pair.model.scene_sites[0]]["fn"].mean.squeeze(-2)
+    scenes = scene_latents(pair.model, trace, mean=True)
     slots = pair.model.join(latents(pair.model, trace, mean=True))
     return scenes.cpu().numpy(), slots.cpu().numpy()
 

@@ -44,6 +44,9 @@ class Arguments:
     """Scenes in a picture, one per column."""
     temperature: Positive = 0.8
     """Temperature tau of the samples (Sec. 4.1)."""
+    modes: bool = True
+    """Let latents take the modes of their distributions where this is published for the system, as in tables. With
+    --no-modes, all latents are drawn."""
     sweep: bool = False
     """Instead of scenes, draw the Frechet distance at tau 0.6 to 1.0, with error bars over runs (Fig. 7)."""
     features: Literal["efficientnet", "pca64"] = "efficientnet"
@@ -62,6 +65,8 @@ def main(arguments: list[str]) -> None:
     systems = own_systems(options.systems)
     check_runs(options.runs, "sample.py", systems)
     if options.sweep:
+        if not options.modes:
+            raise UserError("--no-modes has no effect on --sweep, whose samples are those of tables: leave it out")
         cli.check_output(options.output, suffix=".png")
     pyro.enable_validation(False)
     if options.sweep:
@@ -69,6 +74,10 @@ def main(arguments: list[str]) -> None:
         return
     for folder in options.runs:
         held_out = HeldOut.open(folder, num_images=options.num_scenes, systems=systems)
+        if not (options.modes or held_out.final.model.mode_sites):
+            raise UserError(
+                f"{folder}: --no-modes has no effect, since this system draws all latents anyway: leave it out"
+            )
         for path in (*_samples(held_out, options), _reconstructions(held_out)):
             print(printable(str(path)))
 
@@ -79,7 +88,7 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     for name, pair in reversed(held_out.system.items()):
         tau, num = options.temperature, options.num_scenes
         torch.manual_seed(SEED)
-        samples = sample_scenes(pair, max(_MEAN_OF, num), tau)
+        samples = sample_scenes(pair, max(_MEAN_OF, num), tau, by_modes=options.modes)
         paths.append(held_out.run.figures / f"samples-{name}-slots.png")
         rows = []
         for label, images in _rows("image", samples):
@@ -90,6 +99,7 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     return paths
 
 
+@torch.no_grad()
 def _reconstructions(held_out: HeldOut) -> Path:
     scenes, (source, pair) = held_out.scenes, held_out.source
     torch.manual_seed(SEED)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints, register_kl
+from torch.distributions.utils import clamp_probs
 
 
 def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -95,6 +97,52 @@ class Computed(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(self.batch_shape)
+
+
+class RelaxedBernoulli(TorchDistribution):
+    """A Bernoulli whose samples are relaxed to numbers between 0 and 1, so that gradients reach its logits.
+
+        sample = sigmoid((logits + log u - log(1 - u)) / relaxation),    u ~ Uniform(0, 1)
+
+    The smaller the relaxation, the closer are samples to 0 or 1 (Maddison et al., 2017; Jang et al., 2017). All other
+    quantities are those of the Bernoulli with probability p = sigmoid(logits), as published for GNM: mean, mode, KL,
+    and the log density z log p + (1 - z) log(1 - p), which is no density of the relaxed samples.
+    """
+
+    arg_constraints = {"logits": constraints.real}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, relaxation: Tensor | float, *, validate_args: bool | None = None):
+        self.logits, self.relaxation = logits, relaxation
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None) -> "RelaxedBernoulli":
+        return RelaxedBernoulli(self.logits.expand(batch_shape), self.relaxation, validate_args=False)
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        uniform = clamp_probs(torch.rand_like(self.logits.expand(*sample_shape, *self.batch_shape)))
+        return ((self.logits + uniform.logit()) / self.relaxation).sigmoid()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value * self.logits - F.softplus(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 - self.mean)
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.logits > 0).to(self.logits)
+
+
+@register_kl(RelaxedBernoulli, RelaxedBernoulli)
+def _kl_of_bernoullis(q, p) -> Tensor:
+    return q.log_prob(q.mean) - p.log_prob(q.mean)
 
 
 def mean(distribution: dist.Distribution) -> Tensor:

@@ -92,13 +92,16 @@ class Model(Program):
     `num_scenes` images there. Scenes are in a plate at dim -2; slots or cells are in a plate at dim -1.
 
     Attributes:
-        scene_sites: the sites that describe a scene as a whole; interpolation and retrieval use them.
+        scene_sites: the sites that describe a scene as a whole, in the order in which they are sampled; interpolation
+            and retrieval use their values, side by side.
         slot_sites: the sites of the slots that `render` decodes, in order; each is (B, K | Dz) or (B, 1 | Dz).
+        mode_sites: the sites that are published to take their modes when scenes are sampled for tables and pictures.
         num_rendered: in a training step, the number of scenes of a batch whose images are scored; None means all.
     """
 
     scene_sites: tuple[str, ...] = ()
     slot_sites: tuple[str, ...] = ()
+    mode_sites: tuple[str, ...] = ()
     num_rendered: int | None = None
 
     def __call__(self, images=None, *args, **kwargs):

@@ -12,7 +12,7 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyro_lom.distributions import Computed
+from pyro_lom.distributions import Computed, RelaxedBernoulli
 from pyro_lom.errors import UserError
 
 _warned: set[str] = set()  # Python forgets which warnings it has shown when a filter changes, which libraries often do
@@ -75,8 +75,9 @@ def temper(distribution, tau: float):
 
     Rules exist for location-scale families over all real numbers or vectors, and for mixtures and transforms of them.
     A mixture keeps its weights, and each of its components is scaled. A transformed distribution keeps its transforms,
-    and its base is scaled: an affine transform therefore keeps its mean. A point (`Delta`, `Unit`, `Computed`) has
-    no scale and is returned as it is. Other families, such as discrete or bounded ones, have no rule.
+    and its base is scaled: an affine transform therefore keeps its mean. A point (`Delta`, `Unit`, `Computed`)
+    and a `RelaxedBernoulli` have no scale and are returned as they are. Other families, such as discrete or bounded
+    ones, have no rule.
 
     Raises:
         NotImplementedError: no rule is registered for the class of the distribution, of its base or of a component.
@@ -142,5 +143,5 @@ temper.register(torch_dist.MixtureSameFamily, _with_components)
 temper.register(
     dist.MaskedMixture, lambda d, tau: dist.MaskedMixture(d.mask, temper(d.component0, tau), temper(d.component1, tau))
 )
-for _family in (dist.Delta, dist.Unit, Computed):
+for _family in (dist.Delta, dist.Unit, Computed, RelaxedBernoulli):
     temper.register(_family, lambda d, tau: d)

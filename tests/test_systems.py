@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from tiny import (
     AUXILIARY,
+    CELLS,
     COMPONENT_DIM,
     IMAGE_SHAPE,
     LATENTS,
@@ -54,6 +55,11 @@ SITES = {
     "genesis-v2-autoregressive": {name.replace("z_", "o_"): shape for name, shape in IN_TURN.items()},
     "vae": {"s": LOM["s"], "x": X},
     "sri-genesis-v2": {"s": LOM["s"], **IN_TURN},
+    "gnm": {
+        **dict.fromkeys(("z_g_1", "z_g_2"), (NUM_SCENES, 1, SLOT_DIM)),
+        **{"z_bg": (NUM_SCENES, 1, COMPONENT_DIM), "z_what": (NUM_SCENES, CELLS**2, COMPONENT_DIM), "x": X},
+        **{f"z_{part}": (NUM_SCENES, CELLS**2, size) for part, size in (("pres", 1), ("where", 4), ("depth", 1))},
+    },
 }
 ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
 IMAGES = tiny_images()
@@ -94,6 +100,10 @@ class TestPublishedSizes:
             assert size_of(*build(preset(f"genesis-{data}"), (3, 64, 64))["model"][:2]) == 12_620_548
         assert size_of(*build(preset("genesis-objects-room"), (3, 32, 32))["model"][:2]) == 4_559_620
 
+    def test_gnm_has_8_370_070_and_for_clevr6_8_636_446(self):
+        assert size_of(*build(preset("gnm-objects-room"), (3, 64, 64))["model"][:2]) == 8_370_070
+        assert size_of(*build(preset("gnm-clevr6"), (3, 128, 128))["model"][:2]) == 8_636_446
+
     def test_g_has_103_616(self, published):
         guide = published["ordered"].guide
         assert size_of(guide.scene_encoder, guide.scene_posterior) == 103_616
@@ -118,7 +128,7 @@ class TestUnderPyro:
         guide = poutine.trace(pair.guide).get_trace(IMAGES)
         model = poutine.trace(pair.model).get_trace(IMAGES)
         latents, auxiliary = LATENTS[system], AUXILIARY[system]
-        other = {"scenes", "slots", "log_m"}
+        other = {"scenes", "slots", "cells", "log_m"}
         assert set(guide.stochastic_nodes) - other == latents | auxiliary
         assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == auxiliary
         assert {name for name in model.stochastic_nodes if name in SITES[system]} - other == latents

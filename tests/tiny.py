@@ -13,6 +13,7 @@ from experiments.systems.emorl import Emorl, EmorlInference
 from experiments.systems.genesis import Genesis
 from experiments.systems.genesis_v2 import GenesisV2, GenesisV2Inference
 from experiments.systems.genesis_v2_autoregressive import GenesisV2Autoregressive
+from experiments.systems.gnm import Gnm
 from experiments.systems.lom import Lom, LomSchedule, SceneFreeNats
 from experiments.systems.options import Geco
 from experiments.systems.sri import Sri
@@ -32,15 +33,17 @@ LATENTS = {
     "genesis-v2-autoregressive": {"o_1", "o_2", "o_3"},
     "sri-genesis-v2": {"s", "z_1", "z_2", "z_3"},
     "vae": {"s"},
+    "gnm": {"z_g_1", "z_g_2", "z_bg", "z_pres", "z_where", "z_depth", "z_what"},
 }
 AUXILIARY = {system: {"noise"} if "emorl" in system else {"seed_scores"} for system in LATENTS} | {
     "genesis": set(),
     "vae": set(),
+    "gnm": set(),
 }
 AUXILIARY["sri-genesis-v2"] |= {"o", "rollout_1", "rollout_2", "rollout_3"}
 SYSTEMS = tuple(LATENTS)
-ALONE = ("genesis-v2", "genesis", "emorl", "genesis-v2-autoregressive", "vae")
-WITH_SLOTS = tuple(system for system in SYSTEMS if system != "vae")
+ALONE = ("genesis-v2", "genesis", "emorl", "genesis-v2-autoregressive", "vae", "gnm")
+WITH_SLOTS = tuple(system for system in SYSTEMS if system not in ("vae", "gnm"))  # slots of one kind
 NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
@@ -51,8 +54,9 @@ NUM_SLOTS = 3
 SLOT_DIM = 8
 COMPONENT_DIM = 4
 SCENE_DIM = 12
+CELLS = 2  # in a row and in a column
 
-_ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Vae), strict=True))
+_ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Vae, Gnm), strict=True))
 _OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive, "sri-": Sri}
 _INFERENCE = {"genesis-v2": GenesisV2Inference, "emorl": EmorlInference}
 _DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
@@ -96,6 +100,12 @@ def tiny_config(
         recurrence_width=4 * SLOT_DIM,
         mask_dim=SLOT_DIM,
         component_dim=COMPONENT_DIM,
+        image_scale=0.7,
+        num_cells=CELLS,
+        num_draws=2,
+        global_dim=SLOT_DIM,
+        what_dim=COMPONENT_DIM,
+        background_dim=COMPONENT_DIM,
     )
     for name, value in NETWORKS[networks].items():
         (inference if name == "encoder" else values)[name] = value

@@ -17,6 +17,7 @@ from torch import Tensor
 from experiments.cli import progress
 from pyro_lom.elbo import Terms, TraceScene_ELBO
 from pyro_lom.metrics.binding import Binding, binding
+from pyro_lom.modes import modes
 from pyro_lom.program import Model
 from pyro_lom.system import Pair, System, infer, result
 from pyro_lom.tempering import temperature
@@ -29,18 +30,29 @@ _ELBO = TraceScene_ELBO()
 
 
 @torch.no_grad()
-def sample_scenes(pair: Pair, num_scenes: int, tau: float) -> Rendering:
-    """Sample unconditional scenes from a pair's model at temperature `tau`."""
-    return join(sample_batches(pair, num_scenes, tau))
+def sample_scenes(pair: Pair, num_scenes: int, tau: float, *, by_modes: bool = True) -> Rendering:
+    """Sample unconditional scenes from a pair's model at temperature `tau`.
+
+    The sites that the model names in `mode_sites` take their modes; they are sampled as well if not `by_modes`.
+    """
+    return join(sample_batches(pair, num_scenes, tau, by_modes=by_modes))
 
 
 def sample_batches(
-    pair: Pair, num_scenes: int, tau: float, *, size: int = BATCH, masks: bool = True, what: str = "sampling"
+    pair: Pair,
+    num_scenes: int,
+    tau: float,
+    *,
+    by_modes: bool = True,
+    size: int = BATCH,
+    masks: bool = True,
+    what: str = "sampling",
 ) -> Iterator[Rendering]:
     """Sample unconditional scenes in batches of at most `size`; without `masks`, images alone in half the time."""
+    sites = pair.model.mode_sites if by_modes else ()
     for first in progress(range(0, num_scenes, size), what):
         with torch.no_grad():
-            with poutine.trace() as tracer, temperature(tau):
+            with poutine.trace() as tracer, temperature(tau), modes(*sites):
                 pair.model(num_scenes=min(size, num_scenes - first))
             rendering = render_trace(pair.model, tracer.trace, masks=masks)
         yield rendering
@@ -51,7 +63,7 @@ def prior_scenes(pair: Pair, num_scenes: int) -> Float[Tensor, "B Ds"]:
     """Sample the scene latent from its prior."""
     with poutine.trace() as tracer:
         pair.model(num_scenes=num_scenes)
-    return tracer.trace.nodes[pair.model.scene_sites[0]]["value"].squeeze(-2)
+    return scene_latents(pair.model, tracer.trace)
 
 
 @torch.no_grad()
@@ -61,18 +73,17 @@ def posterior_scenes(pair: Pair, images: Float[Tensor, "B C H W"]) -> Float[Tens
     Samples of the posterior and of the prior have about the same norm, which is the norm of `slerp`'s ends. Means of
     the posterior have smaller norms, because unused dimensions of s have mean zero.
     """
-    trace = poutine.trace(pair.guide).get_trace(images)
-    return trace.nodes[pair.model.scene_sites[0]]["value"].squeeze(-2)
+    return scene_latents(pair.model, poutine.trace(pair.guide).get_trace(images))
 
 
 @torch.no_grad()
 def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
-    """Render given scene latents, with slots at the means of their prior."""
+    """Render given scene latents, with slots at the means of their prior, or at its modes if these are published."""
     model, parts = pair.model, []
     for batch in scenes.split(BATCH):
-        given = poutine.condition(data={model.scene_sites[0]: batch.unsqueeze(-2)})
-        with poutine.trace() as tracer, given, _Means(model.slot_sites):
-            model(num_scenes=len(batch))
+        with poutine.trace() as tracer, _Scenes(model.scene_sites, batch):
+            with _Means(model.slot_sites), modes(*model.mode_sites):
+                model(num_scenes=len(batch))
         parts.append(render_trace(model, tracer.trace))
     return join(parts)
 
@@ -168,6 +179,24 @@ def join(parts: Iterable[Rendering]) -> Rendering:
     return Rendering(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def scene_latents(model: Model, trace: Trace, *, mean: bool = False) -> Float[Tensor, "B Ds"]:
+    """Return the scene latents in a trace, side by side: their values, or their distributions' means."""
+    nodes = [trace.nodes[site] for site in model.scene_sites]
+    return torch.cat([(node["fn"].mean if mean else node["value"]).squeeze(-2) for node in nodes], dim=-1)
+
+
+class _Scenes(Messenger):
+    """Effect handler that sets scene latents to the values of `scene_latents`."""
+
+    def __init__(self, sites: tuple[str, ...], scenes: Float[Tensor, "B Ds"]):
+        super().__init__()
+        self.sites, self.rest = sites, scenes.unsqueeze(-2)
+
+    def _pyro_sample(self, msg) -> None:
+        if msg["name"] in self.sites:
+            msg["value"], self.rest = self.rest.tensor_split([msg["fn"].event_shape[0]], dim=-1)
+
+
 class _Means(Messenger):
     """Effect handler that sets sites to the means of their distributions, given the means of earlier sites."""
 
@@ -176,5 +205,5 @@ class _Means(Messenger):
         self.sites = sites
 
     def _pyro_sample(self, msg) -> None:
-        if msg["name"] in self.sites:
+        if msg["name"] in self.sites and msg["value"] is None:
             msg["value"] = msg["fn"].mean

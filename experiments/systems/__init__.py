@@ -9,7 +9,17 @@ from typing import Any
 
 from experiments.config import Config, check_bounds
 from experiments.parts import exchange
-from experiments.systems import autoregressive, emorl, genesis, genesis_v2, genesis_v2_autoregressive, lom, sri, vae
+from experiments.systems import (
+    autoregressive,
+    emorl,
+    genesis,
+    genesis_v2,
+    genesis_v2_autoregressive,
+    gnm,
+    lom,
+    sri,
+    vae,
+)
 from experiments.systems.options import ImageShape, SystemOptions
 from pyro_lom.errors import UserError
 from pyro_lom.system import System
@@ -23,6 +33,7 @@ _MODULES = (
     genesis_v2_autoregressive,
     sri,
     vae,
+    gnm,
 )
 
 SYSTEMS: tuple[type[SystemOptions], ...] = tuple(kind for module in _MODULES for kind in module.SYSTEMS)

@@ -164,3 +164,29 @@ def emorl(pair: Tensors) -> Tensors:
 
 def _gates_and_candidate(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor.tensor_split([2 * len(tensor) // 3])
+
+
+_GNM: Names = {
+    r"guide\.encoder\.": "img_encoder.enc.conv.",
+    r"guide\.recurrence\.gates\.": "global_struct_draw.rnn_enc.conv.",
+    r"guide\.recurrence\.first\.0": "global_struct_draw.rnn_enc.h_0",
+    r"guide\.recurrence\.first\.1": "global_struct_draw.rnn_enc.c_0",
+    r"guide\.global_posterior\.": "global_struct_draw.q_global_net.mlp.",
+    r"guide\.background_posterior\.": "q_bg_given_x_net.p_bg_encoder.mlp.",
+    r"model\.draw\.decoder\.": "global_struct_draw.p_global_decoder_net.mlp.",
+    r"model\.draw\.recurrence\.gates\.": "global_struct_draw.rnn_dec.conv.",
+    r"model\.draw\.recurrence\.first\.0": "global_struct_draw.rnn_dec.h_0",
+    r"model\.draw\.recurrence\.first\.1": "global_struct_draw.rnn_dec.c_0",
+    r"model\.draw\.update\.": "global_struct_draw.hid_to_dec_net.conv.0.",
+    r"model\.global_prior\.": "global_struct_draw.p_global_net.mlp.",
+    r"model\.background_prior\.": "p_bg_given_g_net.p_bg_generator.mlp.",
+    r"model\.cells\.features\.": "p_z_given_x_or_g_net.pwdw_net.conv.",
+    r"model\.cells\.heads\.z_(\w+)\.": r"p_z_given_x_or_g_net.q_\1_net.",
+    r"model\.glimpse_decoder\.layers\.": "local_latent_sampler.z_what_decoder_net.conv.",
+    r"model\.background_decoder\.layers\.": "p_bg_decoder.p_bg_decoder.conv.",
+}
+
+
+def gnm(pair: Tensors) -> Tensors:
+    """The pair of GNM. The cell net, which both programs use, has one of its two published names."""
+    return renamed(pair, _GNM)

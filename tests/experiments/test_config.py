@@ -92,7 +92,7 @@ def test_sections_of_another_kind(values, wrong):
         read(values)
 
 
-@pytest.mark.parametrize("kind", ["gnm", "experiments.systems.lom.Lom", "", None, 3, ["lom"]])
+@pytest.mark.parametrize("kind", ["monet", "experiments.systems.lom.Lom", "", None, 3, ["lom"]])
 def test_a_system_that_is_not_there(values, kind):
     values["model"]["kind"] = kind
     with pytest.raises(UserError) as refusal:

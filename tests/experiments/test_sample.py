@@ -62,3 +62,10 @@ def test_mistakes(arguments, line, refusal):
 def test_a_sweep_with_nowhere_to_go_is_refused_before_it_starts(refusal, run):
     line = refusal(main, run, "--sweep", "--output", "missing/sweep.png")
     assert line == "--output missing/sweep.png: name a file in a folder that exists"
+
+
+def test_modes_that_have_no_effect_are_refused(refusal, run):
+    line = refusal(main, run, "--sweep", "--no-modes")
+    assert line == "--no-modes has no effect on --sweep, whose samples are those of tables: leave it out"
+    line = refusal(main, run, "--no-modes")
+    assert line == f"{run}: --no-modes has no effect, since this system draws all latents anyway: leave it out"

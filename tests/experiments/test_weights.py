@@ -164,6 +164,7 @@ def published_sizes(facts, *path):
         ("emorl-objects-room", published_sizes("emorl.json", "published_parameters")),
         ("genesis-v2-mog-objects-room", published_sizes("genesis_v2.json", "published size", "parameters")),
         ("genesis-objects-room", published_sizes("genesis_v1.json", "published size", "parameters")),
+        ("gnm-objects-room", published_sizes("gnm.json", "published_parameters")),
         ("sri-shapestacks", published_sizes("sri.json", "published size", "parameters")),
     ],
 )

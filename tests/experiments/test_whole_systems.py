@@ -25,14 +25,17 @@ from pyro_lom.training.trainer import Interrupted
 SMALL = {
     "genesis-towers": dict(num_slots=3, mask_dim=6, component_dim=4, encoder_width=8, decoder_width=8),
     "vae-towers": dict(scene_dim=6, encoder_width=8, decoder_width=8),
+    "gnm-towers": dict(encoder_width=8, decoder_width=8, num_draws=2, global_dim=4, what_dim=4, background_dim=2),
     "genesis-v2-mog-towers": dict(num_slots=3, encoder_width=8, decoder_width=8, recurrence_width=8),
     "genesis-v2-g-towers": dict(num_slots=3, encoder_width=8, decoder_width=8, recurrence_width=8),
 }
 LATENTS = {
     "genesis-towers": {f"z_{part}_{k}" for part in ("mask", "component") for k in (1, 2, 3)},
     "vae-towers": {"s"},
+    "gnm-towers": {"z_g_1", "z_g_2", "z_bg", "z_pres", "z_where", "z_depth", "z_what", "aux_pres", "aux_where"},
     **dict.fromkeys(("genesis-v2-mog-towers", "genesis-v2-g-towers"), {"o_1", "o_2", "o_3"}),
 }
+WITH_SCENES = ("vae-towers", "gnm-towers")
 every_system = pytest.mark.parametrize("name", SMALL)
 
 
@@ -108,7 +111,7 @@ def test_all_numbers_and_pictures(name, tmp_path):
     run = fit(small(name, data), runs_dir=tmp_path / "runs")
     figures = {path.name for path in run.figures.iterdir()}
     assert figures >= {"reconstructions.png", "samples.png", "curves.png"}
-    assert ("interpolation.png" in figures) == (name == "vae-towers")
+    assert ("interpolation.png" in figures) == (name in WITH_SCENES)
     summary = json.loads((run.folder / "summary.json").read_text())
     numbers = ("rmse_model", "kl_model", "structure_samples")
     assert all(math.isfinite(summary[key]) for key in numbers)
@@ -120,16 +123,19 @@ def test_all_numbers_and_pictures(name, tmp_path):
         assert values["ari_fg_model"] == values["binding_largest"] == values["slot_order"] == "no masks"
         assert values["ari_fg_untrained"] == "no slots"
     else:
-        assert values["kl_slots"] == pytest.approx(values["kl_model"]) and "kl_scene" not in values
+        assert ("kl_scene" in values) == (name in WITH_SCENES)
+        assert values["kl_slots"] + values.get("kl_scene", 0.0) == pytest.approx(values["kl_model"])
         assert all(math.isfinite(values[key]) for key in ("ari_fg_model", "ari_fg_encoder", "slot_order"))
 
 
 @pytest.mark.slow
-def test_the_commands_draw_a_vae(data, tmp_path, command, without_pictures):
+@pytest.mark.parametrize("name", WITH_SCENES)
+def test_the_commands_draw(name, data, tmp_path, command, without_pictures):
     import experiments.interpolate
+    import experiments.retrieve
     import experiments.sample
 
-    run = fit(small("vae-towers", data), runs_dir=tmp_path)
+    run = fit(small(name, data), runs_dir=tmp_path)
     code, out, err = command(experiments.interpolate.main, run.folder, "--frames", "2", "--steps", "3")
     assert code == 0, err
     code, out, err = command(experiments.sample.main, run.folder, "--num-scenes", "3")
@@ -137,3 +143,24 @@ def test_the_commands_draw_a_vae(data, tmp_path, command, without_pictures):
     assert {"interpolation.gif", "samples-model-slots.png", "reconstructions-slots.png"} <= {
         path.name for path in run.figures.iterdir()
     }
+    has_modes = name == "gnm-towers"
+    code, out, err = command(experiments.sample.main, run.folder, "--num-scenes", "3", "--no-modes")
+    assert (code == 0) == has_modes and ("--no-modes has no effect" in err) != has_modes
+    code, out, err = command(experiments.retrieve.main, run.folder, "--queries", "0", "--num-scenes", "12")
+    assert (code == 0) == has_modes, err
+
+
+def test_samples_take_modes_unless_all_is_to_be_drawn():
+    config = small("gnm-towers", "towers.h5")
+    pair = build(config, (3, 32, 32))["model"]
+
+    def latents(**options):
+        torch.manual_seed(0)
+        shown = []
+        pair.model.render = lambda latents: shown.append(latents) or type(pair.model).render(pair.model, latents)
+        sample_scenes(pair, 4, 1.0, **options)
+        return shown[-1]
+
+    by_modes, drawn = latents(), latents(by_modes=False)
+    assert set(by_modes["z_pres"].unique().tolist()) <= {0.0, 1.0}
+    assert 0 < drawn["z_pres"].min() and drawn["z_pres"].max() < 1

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro_lom.distributions import (
     Computed,
     GaussianHead,
+    RelaxedBernoulli,
     at_least_float32,
     diagonal_normal,
     mean,
@@ -113,3 +114,35 @@ class TestComputed:
     def test_it_is_expanded_over_plates(self):
         values = torch.randn(1, 1, 3)
         assert torch.equal(self.program(values, []), (2 * values).expand(4, 1, 3))
+
+
+class TestRelaxedBernoulli:
+    LOGITS = torch.tensor([-3.0, 0.0, 2.0])
+
+    def test_all_but_its_samples_is_of_the_bernoulli(self):
+        bernoulli, relaxed = dist.Bernoulli(logits=self.LOGITS), RelaxedBernoulli(self.LOGITS, 0.5)
+        for value in (torch.zeros(3), torch.ones(3)):
+            torch.testing.assert_close(relaxed.log_prob(value), bernoulli.log_prob(value))
+        torch.testing.assert_close(relaxed.mean, bernoulli.mean)
+        torch.testing.assert_close(relaxed.stddev, bernoulli.stddev)
+        assert relaxed.mode.tolist() == [0, 0, 1]
+        other = torch.tensor([1.0, 0.5, 2.0])
+        kl = torch.distributions.kl_divergence(relaxed, RelaxedBernoulli(other, 0.5))
+        expected = torch.distributions.kl_divergence(bernoulli, dist.Bernoulli(logits=other))
+        torch.testing.assert_close(kl, expected)
+
+    @pytest.mark.parametrize("relaxation", [1.0, 0.1])
+    def test_a_sample_is_more_than_a_half_with_the_bernoullis_probability(self, relaxation):
+        torch.manual_seed(0)
+        samples = RelaxedBernoulli(self.LOGITS, relaxation).sample((20_000,))
+        assert 0 <= samples.min() and samples.max() <= 1
+        torch.testing.assert_close((samples > 0.5).float().mean(0), self.LOGITS.sigmoid(), rtol=0, atol=0.02)
+        assert (samples[:, 1] - 0.5).abs().mean() > (0.4 if relaxation < 1 else 0.2)
+
+    def test_in_a_plate_it_has_the_plates_shape_and_a_gradient(self):
+        logits = self.LOGITS.clone().requires_grad_()
+        with pyro.plate("scenes", 4, dim=-2):
+            value = pyro.sample("z", RelaxedBernoulli(logits, 0.5))
+        assert value.shape == (4, 3)
+        value.sum().backward()
+        assert (logits.grad > 0).all()

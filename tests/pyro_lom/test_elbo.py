@@ -159,7 +159,7 @@ def test_kl_of_every_site_meets_its_monte_carlo_estimate(system):
     pair = tiny_pair(system)
     analytic = terms_of(pair).kl
     sampled = terms_of(pair, TraceScene_ELBO(analytic_kl=False, num_kl_samples=20_000)).kl
-    for name in LATENTS[system]:
+    for name in LATENTS[system] - {"z_pres"}:  # the density of its samples is not the one in its KL
         torch.testing.assert_close(sampled[name], analytic[name], rtol=0.02, atol=0.02)
 
 
@@ -185,7 +185,7 @@ def test_a_scenes_terms_do_not_depend_on_the_others(system):
 
     def terms(rows):
         part = guide.copy()
-        for name in {"scenes", "slots", "log_m"} & set(part.nodes):
+        for name in {"scenes", "slots", "cells", "log_m"} & set(part.nodes):
             part.remove_node(name)
         for name in LATENTS[system] | AUXILIARY[system]:
             part.nodes[name] = part.nodes[name] | {"value": part.nodes[name]["value"][rows]}
