@@ -52,6 +52,7 @@ def ari(held_out: HeldOut) -> Values:
     return values
 
 
+@torch.no_grad()
 def baselines(held_out: HeldOut) -> Values:
     """Compute ARI-FG of k-means on RGB, for the first 500 scenes, and of the untrained guide's masks."""
     labels, num_background = _labels(held_out), held_out.scenes.num_background

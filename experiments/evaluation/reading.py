@@ -148,6 +148,7 @@ def terms_under_other_scenes(pair: Pair, images: Float[Tensor, "B C H W"], infer
     return _ELBO.terms(*programs, images)
 
 
+@torch.no_grad()
 def signs_of_binding(system: System, images: Float[Tensor, "B C H W"]) -> Binding | None:
     """Compute whether slots bind from the guide's masks; return None without masks or with less than two scenes."""
     name, pair = source_pair(system)
