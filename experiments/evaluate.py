@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Count, Positive, check_bounds, overrides, within
+from experiments.config import Count, Natural, Positive, check_bounds, overrides, within
 from experiments.evaluation.held_out import HeldOut, Values, segment
 from experiments.evaluation.metrics import METRICS, measure
 from experiments.evaluation.tables import Row, markdown
@@ -48,6 +48,9 @@ class Arguments:
     """Largest number of held-out images; equally many scenes are sampled."""
     temperature: Positive = 0.8
     """Temperature tau of the samples (Sec. 4.1)."""
+    readjust: Natural = 0
+    """Batches of samples with which batch normalisation re-adjusts its statistics before sampling, for temperatures
+    below 1; NVAE was published with 500. With 0, the statistics are those of the training."""
     likelihood_images: Count = 100
     """Number of images whose log p(x) is estimated."""
     likelihood_samples: Annotated[int, within(1, 100_000)] = 64
@@ -75,7 +78,7 @@ def main(arguments: list[str]) -> None:
             _refuse_to_lose_counts(folder)
     rows = []
     for folder in options.runs:
-        held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems)
+        held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems, readjust=options.readjust)
         if options.sheet:
             _write_sheet(held_out, options.sheet, options.temperature)
         values = _values(held_out, options)
@@ -106,7 +109,8 @@ def evaluate(
     """
     arguments = replace(Arguments(), runs=(Path(folder),), metrics=tuple(metrics), **options)
     check_bounds(arguments)
-    held_out = HeldOut.open(Path(folder), num_images=arguments.num_images, systems=systems, parts=parts)
+    sizes = dict(num_images=arguments.num_images, readjust=arguments.readjust)
+    held_out = HeldOut.open(Path(folder), **sizes, systems=systems, parts=parts)
     return _values(held_out, arguments)
 
 

@@ -336,8 +336,11 @@ def _print_plan(config: Config) -> None:
     print("\nparameters, for RGB images")
     for pair_name, pair in objective.pairs.items():
         for role in ("model", "guide"):
-            for part, module in getattr(pair, role).named_children():
-                if number := _num_parameters(module):
+            program = getattr(pair, role)
+            parts = {part: _num_parameters(module) for part, module in program.named_children()}
+            parts |= {part: parameter.numel() for part, parameter in program.named_parameters(recurse=False)}
+            for part, number in parts.items():
+                if number:
                     print(f"  {pair_name + ' ' + role + '.' + part:40} {number:>10,}")
         print(f"  {pair_name + ' total':40} {_num_parameters(pair):>10,}")
     print(f"  {'total':40} {_num_parameters(objective):>10,}")

@@ -15,10 +15,10 @@ import tyro
 from torch import Tensor
 
 from experiments import cli
-from experiments.config import Bound, Count, Positive, check_bounds
+from experiments.config import Bound, Count, Natural, Positive, check_bounds
 from experiments.evaluation.held_out import SEED, HeldOut, Values
 from experiments.evaluation.metrics import frechet_distances, pixel_pca
-from experiments.evaluation.reading import infer_batches, reconstruct, sample_scenes
+from experiments.evaluation.reading import infer_batches, readjusted, reconstruct, sample_scenes
 from experiments.evaluation.tables import Row, by_configuration, grid, spread
 from experiments.evaluation.words import QUANTITIES
 from experiments.loading import check_runs
@@ -47,6 +47,9 @@ class Arguments:
     modes: bool = True
     """Let latents take the modes of their distributions where this is published for the system, as in tables. With
     --no-modes, all latents are drawn."""
+    readjust: Natural = 0
+    """Batches of samples with which batch normalisation re-adjusts its statistics before sampling, for temperatures
+    below 1; NVAE was published with 500. With 0, the statistics are those of the training."""
     sweep: bool = False
     """Instead of scenes, draw the Frechet distance at tau 0.6 to 1.0, with error bars over runs (Fig. 7)."""
     features: Literal["efficientnet", "pca64"] = "efficientnet"
@@ -73,7 +76,7 @@ def main(arguments: list[str]) -> None:
         _sweep(options, systems)
         return
     for folder in options.runs:
-        held_out = HeldOut.open(folder, num_images=options.num_scenes, systems=systems)
+        held_out = HeldOut.open(folder, num_images=options.num_scenes, systems=systems, readjust=options.readjust)
         if not (options.modes or held_out.final.model.mode_sites):
             raise UserError(
                 f"{folder}: --no-modes has no effect, since this system draws all latents anyway: leave it out"
@@ -88,6 +91,8 @@ def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
     for name, pair in reversed(held_out.system.items()):
         tau, num = options.temperature, options.num_scenes
         torch.manual_seed(SEED)
+        if options.readjust:
+            pair = readjusted(pair, tau, options.readjust)
         samples = sample_scenes(pair, max(_MEAN_OF, num), tau, by_modes=options.modes)
         paths.append(held_out.run.figures / f"samples-{name}-slots.png")
         rows = []
@@ -142,7 +147,7 @@ def _sweep(options: Arguments, systems: tuple[type, ...]) -> None:
 
 
 def _swept(folder: Path, options: Arguments, systems: tuple[type, ...]) -> Row:
-    held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems)
+    held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems, readjust=options.readjust)
 
     def distances() -> Values:
         print(printable(f"{folder}: sweeping ..."), file=sys.stderr)

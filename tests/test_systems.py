@@ -60,6 +60,10 @@ SITES = {
         **{"z_bg": (NUM_SCENES, 1, COMPONENT_DIM), "z_what": (NUM_SCENES, CELLS**2, COMPONENT_DIM), "x": X},
         **{f"z_{part}": (NUM_SCENES, CELLS**2, size) for part, size in (("pres", 1), ("where", 4), ("depth", 1))},
     },
+    "nvae": {
+        **{"z_1": (NUM_SCENES, 1, 128), "z_2": (NUM_SCENES, 1, 512), "z_3": (NUM_SCENES, 1, 512)},
+        **{"h_2": (NUM_SCENES, 1, 4, 16, 16), "h_3": (NUM_SCENES, 1, 4, 16, 16), "x": X},
+    },
 }
 ELBOS = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO, "TraceScene_ELBO": TraceScene_ELBO}
 IMAGES = tiny_images()
@@ -128,7 +132,7 @@ class TestUnderPyro:
         guide = poutine.trace(pair.guide).get_trace(IMAGES)
         model = poutine.trace(pair.model).get_trace(IMAGES)
         latents, auxiliary = LATENTS[system], AUXILIARY[system]
-        other = {"scenes", "slots", "cells", "log_m"}
+        other = {"scenes", "slots", "cells", "log_m", "h_2", "h_3"}
         assert set(guide.stochastic_nodes) - other == latents | auxiliary
         assert {name for name in guide.nodes if guide.nodes[name].get("infer", {}).get("is_auxiliary")} == auxiliary
         assert {name for name in model.stochastic_nodes if name in SITES[system]} - other == latents
@@ -178,7 +182,7 @@ class TestUnderPyro:
             model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(IMAGES)
         for trace in (guide, model):
             for name in SITES[system]:
-                if name not in ("h", "log_m") and name in trace.nodes:
+                if not name.startswith(("h", "log_m")) and name in trace.nodes:
                     fn = trace.nodes[name]["fn"]
                     assert {fn.mean.dtype, fn.stddev.dtype, trace.nodes[name]["value"].dtype} == {torch.float32}
         assert (model.nodes["x"]["fn"].stddev == torch.tensor(0.7)).all()

@@ -15,6 +15,7 @@ from experiments.systems.genesis_v2 import GenesisV2, GenesisV2Inference
 from experiments.systems.genesis_v2_autoregressive import GenesisV2Autoregressive
 from experiments.systems.gnm import Gnm
 from experiments.systems.lom import Lom, LomSchedule, SceneFreeNats
+from experiments.systems.nvae import Nvae
 from experiments.systems.options import Geco
 from experiments.systems.sri import Sri
 from experiments.systems.vae import Vae
@@ -34,16 +35,18 @@ LATENTS = {
     "sri-genesis-v2": {"s", "z_1", "z_2", "z_3"},
     "vae": {"s"},
     "gnm": {"z_g_1", "z_g_2", "z_bg", "z_pres", "z_where", "z_depth", "z_what"},
+    "nvae": {"z_1", "z_2", "z_3"},
 }
 AUXILIARY = {system: {"noise"} if "emorl" in system else {"seed_scores"} for system in LATENTS} | {
     "genesis": set(),
     "vae": set(),
     "gnm": set(),
+    "nvae": set(),
 }
 AUXILIARY["sri-genesis-v2"] |= {"o", "rollout_1", "rollout_2", "rollout_3"}
 SYSTEMS = tuple(LATENTS)
-ALONE = ("genesis-v2", "genesis", "emorl", "genesis-v2-autoregressive", "vae", "gnm")
-WITH_SLOTS = tuple(system for system in SYSTEMS if system not in ("vae", "gnm"))  # slots of one kind
+ALONE = ("genesis-v2", "genesis", "emorl", "genesis-v2-autoregressive", "vae", "gnm", "nvae")
+WITH_SLOTS = tuple(system for system in SYSTEMS if system not in ("vae", "nvae", "gnm"))  # slots of one kind
 NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
@@ -56,7 +59,7 @@ COMPONENT_DIM = 4
 SCENE_DIM = 12
 CELLS = 2  # in a row and in a column
 
-_ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Vae, Gnm), strict=True))
+_ALONE = dict(zip(ALONE, (GenesisV2, Genesis, Emorl, GenesisV2Autoregressive, Vae, Gnm, Nvae), strict=True))
 _OVER = {"lom-": Lom, "autoregressive-": Autoregressive, "scene-autoregressive-": SceneAutoregressive, "sri-": Sri}
 _INFERENCE = {"genesis-v2": GenesisV2Inference, "emorl": EmorlInference}
 _DECODERS = {"genesis-v2": "deconvolution", "emorl": "broadcast"}
@@ -81,7 +84,7 @@ def tiny_config(
 
     Every system has the Gaussian likelihood, unless `options` name another.
     """
-    base = next(name for name in _ALONE if system.endswith(name))
+    base = next(name for name in sorted(_ALONE, key=len, reverse=True) if system.endswith(name))
     kind = _OVER[system.removesuffix(base)] if system != base else _ALONE[base]
     inference = dict(encoder_width=8, free_nats_per_dim=0.0)
     values = dict(
@@ -106,6 +109,10 @@ def tiny_config(
         global_dim=SLOT_DIM,
         what_dim=COMPONENT_DIM,
         background_dim=COMPONENT_DIM,
+        width=2,
+        groups=(1, 2),
+        latent_channels=2,
+        cells_per_group=1,
     )
     for name, value in NETWORKS[networks].items():
         (inference if name == "encoder" else values)[name] = value

@@ -18,6 +18,7 @@ from experiments.evaluation.reading import (
     elbo_terms,
     guide_trace,
     latents,
+    readjusted,
     reconstruct,
     sample_batches,
     shuffled_batches,
@@ -85,7 +86,9 @@ class HeldOut:
         *,
         num_images: int | None = None,
         parts: dict[str, Any] | None = None,
+        readjust: int = 0,
     ):
+        self.readjust = readjust
         self.run, self.config, self.system, self.all_scenes = run, config, system, all_scenes
         self.parts = parts or {}
         self.scenes = all_scenes.split("test" if all_scenes.splits.get("test") else "train", num_images)
@@ -100,6 +103,7 @@ class HeldOut:
         num_images: int | None = None,
         systems: Iterable[type[SystemOptions]] = (),
         parts: dict[str, Any] | None = None,
+        readjust: int = 0,
     ) -> "HeldOut":
         """Load a run at its last checkpoint.
 
@@ -107,7 +111,7 @@ class HeldOut:
             UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
         """
         loaded = load_run(folder, systems=systems, **(parts or {}))
-        return cls(Run.open(folder), *loaded, num_images=num_images, parts=parts)
+        return cls(Run.open(folder), *loaded, num_images=num_images, parts=parts, readjust=readjust)
 
     def __len__(self) -> int:
         return len(self.scenes.images)
@@ -148,6 +152,8 @@ class HeldOut:
         Stored values are used only if `protocol`, the number of images and `provenance` are equal.
         """
         protocol = protocol | {"num_images": len(self)} | self.provenance
+        if self.readjust:
+            protocol |= {"readjust": self.readjust}
         known = self.memory().get(name)
         if known is None or known["protocol"] != protocol:
             known = {"protocol": protocol, "values": compute()}
@@ -222,8 +228,13 @@ class HeldOut:
     def samples(
         self, pair: Pair, tau: float, what: str, *, num_scenes: int | None = None, masks: bool = True
     ) -> Iterator[Rendering]:
-        """Sample scenes in batches, by default as many as held-out scenes; without `masks`, images alone."""
+        """Sample scenes in batches, by default as many as held-out scenes; without `masks`, images alone.
+
+        If `readjust` is set, the batch statistics are re-adjusted first (`reading.readjusted`).
+        """
         torch.manual_seed(SEED)
+        if self.readjust:
+            pair = readjusted(pair, tau, self.readjust)
         yield from sample_batches(pair, num_scenes or len(self), tau, size=BATCH, masks=masks, what=what)
 
     def generated(self, tau: float) -> dict[str, Iterator[Rendering]]:

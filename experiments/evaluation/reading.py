@@ -4,6 +4,7 @@ The image of a scene is the mean of the site `x`. A `Rendering` has masks and co
 """
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from jaxtyping import Float
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
 
 from experiments.cli import progress
 from pyro_lom.elbo import Terms, TraceScene_ELBO
+from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import Binding, binding
 from pyro_lom.modes import modes
 from pyro_lom.program import Model
@@ -25,6 +28,7 @@ from pyro_lom.types import Rendering
 
 TEMPERATURE = 0.8  # of all samples in the paper (Sec. 4.1)
 BATCH = 128
+_READJUSTED = 16  # scenes of a batch in the re-adjustment
 
 _ELBO = TraceScene_ELBO()
 
@@ -59,6 +63,27 @@ def sample_batches(
 
 
 @torch.no_grad()
+def readjusted(pair: Pair, tau: float, num_batches: int) -> Pair:
+    """Return the pair with a copy of its model, whose running statistics are re-adjusted to samples at `tau`.
+
+    The copy samples `num_batches` batches of 16 scenes in training mode, as published for NVAE, in which networks that
+    normalise batches move their running statistics. At a temperature of 1 or more, the pair itself is returned.
+
+    Raises:
+        UserError: no network of the model normalises batches.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in pair.model.modules()):
+        raise UserError(f"--readjust has no effect on {type(pair.model).__name__}, which normalises no batches")
+    if tau >= 1 or num_batches == 0:
+        return pair
+    model = deepcopy(pair.model).train()
+    for _ in progress(range(num_batches), "re-adjusting batch statistics"):
+        with temperature(tau):
+            model(num_scenes=_READJUSTED)
+    return pair._replace(model=model.eval())
+
+
+@torch.no_grad()
 def prior_scenes(pair: Pair, num_scenes: int) -> Float[Tensor, "B Ds"]:
     """Sample the scene latent from its prior."""
     with poutine.trace() as tracer:
@@ -78,12 +103,11 @@ def posterior_scenes(pair: Pair, images: Float[Tensor, "B C H W"]) -> Float[Tens
 
 @torch.no_grad()
 def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
-    """Render given scene latents, with slots at the means of their prior, or at its modes if these are published."""
+    """Render given scene latents, with all other latents at the means of their priors, or at their published modes."""
     model, parts = pair.model, []
     for batch in scenes.split(BATCH):
-        with poutine.trace() as tracer, _Scenes(model.scene_sites, batch):
-            with _Means(model.slot_sites), modes(*model.mode_sites):
-                model(num_scenes=len(batch))
+        with poutine.trace() as tracer, _Means(), modes(*model.mode_sites), _Scenes(model.scene_sites, batch):
+            model(num_scenes=len(batch))
         parts.append(render_trace(model, tracer.trace))
     return join(parts)
 
@@ -199,12 +223,9 @@ class _Scenes(Messenger):
 
 
 class _Means(Messenger):
-    """Effect handler that sets sites to the means of their distributions, given the means of earlier sites."""
-
-    def __init__(self, sites: tuple[str, ...]):
-        super().__init__()
-        self.sites = sites
+    """Effect handler that sets latents to the means of their distributions, given the means of earlier latents."""
 
     def _pyro_sample(self, msg) -> None:
-        if msg["name"] in self.sites and msg["value"] is None:
+        is_latent = not site_is_subsample(msg) and not msg["infer"].get("_deterministic")
+        if msg["value"] is None and is_latent:
             msg["value"] = msg["fn"].mean

@@ -17,6 +17,7 @@ from experiments.systems import (
     genesis_v2_autoregressive,
     gnm,
     lom,
+    nvae,
     sri,
     vae,
 )
@@ -34,6 +35,7 @@ _MODULES = (
     sri,
     vae,
     gnm,
+    nvae,
 )
 
 SYSTEMS: tuple[type[SystemOptions], ...] = tuple(kind for module in _MODULES for kind in module.SYSTEMS)

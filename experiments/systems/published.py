@@ -7,6 +7,7 @@ published programs, and no code of theirs is copied.
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -190,3 +191,57 @@ _GNM: Names = {
 def gnm(pair: Tensors) -> Tensors:
     """The pair of GNM. The cell net, which both programs use, has one of its two published names."""
     return renamed(pair, _GNM)
+
+
+_NVAE: Names = {
+    r"model\.first_features$": "prior_ftr0",
+    r"model\.prior_heads\.": "dec_sampler.",
+    r"guide\.heads\.": "enc_sampler.",
+    r"guide\.encoder\.stem\.": "stem.",
+    r"guide\.encoder\.preprocessing\.": "pre_process.",
+    r"guide\.encoder\.top\.": "enc0.",
+}
+_NVAE_CELLS: Names = {
+    r"(.*)excite\.gate\.": r"\1se.se.",
+    r"((?:pre|enc).*)branch\.([03])\.": lambda match: f"{match[1]}_ops.{int(match[2]) // 3}.bn_act.",
+    r"((?:pre|enc).*)branch\.([25])\.": lambda match: f"{match[1]}_ops.{int(match[2]) // 3}.conv_0.",
+    r"((?:pre|enc).*)shortcut\.(\d)\.": lambda match: f"{match[1]}skip.conv_{int(match[2]) + 1}.",
+    r"((?:dec|post).*)shortcut\.": r"\1skip.1.",
+    r"": "",
+}
+_NVAE_MOBILE = {0: "0.bn", 1: "1.conv.0", 2: "1.conv.1", 4: "2.conv.0", 5: "2.conv.1", 7: "3", 8: "4.bn"}
+"""By our number of a layer of a mobile cell, the published name. All numbers of up cells are higher by 1."""
+
+
+def nvae(pair: Tensors) -> Tensors:
+    """The pair of NVAE. In each direction, the published cells and combiners are numbered in order."""
+    up = _starts(pair, r"guide\.encoder\.layers\.(\d+)\.(\d+)\.")
+    down = _starts(pair, r"model\.descents\.(\d+)\.cells\.(\d+)\.")
+    last = max(int(name.split(".")[3]) for name in pair if name.startswith("model.decoder.cells."))
+    names = _NVAE | {
+        r"guide\.encoder\.layers\.(\d+)\.(\d+)\.": lambda match: f"enc_tower.{up[int(match[1])] + int(match[2])}.",
+        r"guide\.combiners\.(\d+)\.": lambda match: f"enc_tower.{up[-2 - int(match[1])] - 1}.conv.",
+        r"model\.descents\.(\d+)\.combine\.": lambda match: f"dec_tower.{down[int(match[1])]}.conv.",
+        r"model\.descents\.(\d+)\.cells\.(\d+)\.": (
+            lambda match: f"dec_tower.{down[int(match[1])] + 1 + int(match[2])}."
+        ),
+        r"model\.decoder\.combine\.": f"dec_tower.{down[-1]}.conv.",
+        rf"model\.decoder\.cells\.{last}\.": "image_conditional.1.",
+        r"model\.decoder\.cells\.": "post_process.",
+    }
+    cells, found = renamed(renamed(pair, names), _NVAE_CELLS), {}
+    for name, tensor in cells.items():
+        if match := re.match(r"(.*)branch\.(\d)\.", name):
+            is_up = f"{match[1]}skip.1.weight" in cells
+            number, *inside = _NVAE_MOBILE[int(match[2]) - is_up].split(".")
+            name = ".".join([f"{match[1]}_ops.0.conv.{int(number) + is_up}", *inside, name[match.end() :]])
+        found[name.replace("log_norm", "log_weight_norm")] = tensor
+    return found
+
+
+def _starts(tensors: Tensors, pattern: str) -> list[int]:
+    """Return the published number of each layer's first module, and that after the last; a combiner has a number."""
+    matches = (re.match(pattern, name) for name in tensors)
+    numbers = {(int(match[1]), int(match[2])) for match in matches if match}
+    layers = [layer for layer, _ in numbers]
+    return list(accumulate((layers.count(layer) + 1 for layer in range(max(layers) + 1)), initial=0))

@@ -162,7 +162,8 @@ def shrunk(config):
     sizes = {"decoder_width": 8, "transformer_width": 8, "scene_dim": 4, "recurrence_width": 8, "slot_dim": 4}
     model = dataclasses.replace(config.model, **{name: sizes[name] for name in sizes if hasattr(config.model, name)})
     inference = getattr(model, "orderless", model)
-    small = dataclasses.replace(inference, encoder_width=8)
+    widths = {"encoder_width": 8, "width": 2, "groups": (1, 2)}
+    small = dataclasses.replace(inference, **{name: widths[name] for name in widths if hasattr(inference, name)})
     model = small if inference is model else dataclasses.replace(model, orderless=small)
     return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, steps=40))
 
@@ -174,7 +175,7 @@ def words(config):
 
 
 DISTINCT = [*{words(preset(name)): name for name in PRESETS}.values()]
-ONE_OF_A_KIND = {preset(name).model.kind: name for name in DISTINCT}.values()
+ONE_OF_A_KIND = {preset(name).model.kind: name for name in reversed(DISTINCT)}.values()
 
 
 def others(value, hint):
@@ -183,6 +184,8 @@ def others(value, hint):
         return [choice for choice in get_args(hint) if choice != value]
     if isinstance(value, bool):
         return [not value]
+    if isinstance(value, tuple):
+        return [(*value[:-1], value[-1] + 1)]
     if value is None:
         return [3 if Count.__metadata__[0] in bounds_of(hint) else 0.125]
     if isinstance(value, int):

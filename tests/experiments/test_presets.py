@@ -26,6 +26,7 @@ def shrunk(config, *, sizes=8, counts=2, steps=4):
     def at_most(section, limit):
         numbers = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
         smaller = {name: min(value, limit) for name, value in numbers.items() if type(value) is int}
+        smaller |= {name: (1, 1) for name, value in numbers.items() if type(value) is tuple}
         return dataclasses.replace(section, **smaller)
 
     limits = {"orderless": sizes, "schedule": counts, "free_nats": counts}
@@ -91,11 +92,13 @@ def test_every_preset_trains(name, tmp_path):
 def test_the_plan_shows_configuration_and_parameters(name, fit, tmp_path):
     config = preset(name)
     section = "model" if inference(config) is config.model else "model.orderless"
-    code, out, err = fit(name, "--dry-run", f"--{section}.encoder-width", "8", "--train.steps", "123")
+    width = next(option for option in ("encoder_width", "width") if hasattr(inference(config), option))
+    option = f"--{section}.{width.replace('_', '-')}"
+    code, out, err = fit(name, "--dry-run", option, "8", "--train.steps", "123")
     assert (code, err) == (0, "")
     shown, _, plan = out.partition("\nparameters, for RGB images\n")
     found = from_dict(json.loads(shown), SYSTEMS)
-    assert found.train == dataclasses.replace(config.train, steps=123) and inference(found).encoder_width == 8
+    assert found.train == dataclasses.replace(config.train, steps=123) and getattr(inference(found), width) == 8
     assert (found.preset, found.data, found.model.kind) == (config.preset, config.data, config.model.kind)
     plan = plan.splitlines()
     counts = {" ".join(line.split()[:-1]): int(line.split()[-1].replace(",", "")) for line in plan}
