@@ -28,6 +28,7 @@ from experiments.fit import anchored
 from experiments.fit import parse as parse_fit
 from experiments.loading import read_data
 from experiments.systems import build, check, preset
+from experiments.training.devices import check_number
 from experiments.training.launching import Job, train
 from pyro_lom import figures
 from pyro_lom.errors import UserError, printable
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> None:
         own, fit_options = arguments[:place], arguments[place + 1 :]
     options = cli.parse(Arguments, own, prog="ablate.py", description=DESCRIPTION)
     check_bounds(options)
+    check_number("--processes", options.processes)
     options = replace(options, presets=tuple(preset(name).preset for name in options.presets))  # "demo" is a short name
     if len(set(options.presets)) < len(options.presets):
         raise UserError(f"a preset is named twice: {' '.join(options.presets)}")

@@ -5,10 +5,8 @@ if __name__ == "__main__":
 
 import itertools
 import json
-import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from experiments.systems import PRESETS, build, check, preset
 from experiments.training.devices import check_batches, check_cuda_graph, with_global_batch_size
 from pyro_lom.errors import UserError
 from pyro_lom.files import read_own, replacing
+from pyro_lom.workers import Workers
 
 DESCRIPTION = """Measure training steps: benchmark.py [options]. Each row is measured on random images in its own
 process after a warm-up: median, minimum and spread of the time of a step, the time of its parts, and its rate as a
@@ -168,20 +167,18 @@ def _write(rows: list[Row], path: Path | None) -> None:
 
 def _in_a_process_of_its_own(settings: Settings, limit: float) -> Row:
     """Measure a row in a new process, so that earlier rows affect neither its peak memory nor its time."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        try:
-            return executor.submit(measure, settings).result(timeout=limit)
-        except TimeoutError:
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise UserError(f"not measured within {limit} s (--limit)") from None
-        except BrokenProcessPool:
-            raise UserError(
-                f"the process of {settings.config.preset} was killed, perhaps because memory ran out: take smaller "
-                "--batch-sizes or --resolutions"
-            ) from None
-        except RuntimeError as error:  # CUDA's and the compiler's errors
-            raise UserError(f"failed: {str(error).strip().splitlines()[0]}") from error
+    try:
+        with Workers(1) as workers:
+            return workers.submit(measure, settings).result(timeout=limit)
+    except TimeoutError:
+        raise UserError(f"not measured within {limit} s (--limit)") from None
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process of {settings.config.preset} was killed, perhaps because memory ran out: take smaller "
+            "--batch-sizes or --resolutions"
+        ) from None
+    except RuntimeError as error:  # CUDA's and the compiler's errors
+        raise UserError(f"failed: {str(error).strip().splitlines()[0]}") from error
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pyro_lom.errors import UserError, printable
 from pyro_lom.files import open_own, replacing
 from pyro_lom.training.non_finite import NonFiniteLoss
-from pyro_lom.training.signals import handling
+from pyro_lom.training.signals import STOP_SIGNALS, handling
 from pyro_lom.training.trainer import Interrupted
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes
@@ -205,9 +205,17 @@ def _drop_output() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _ignore_signals()  # while the command ends
     raise KeyboardInterrupt(number)  # so that temporary files are removed
 
 
+def _ignore_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _leave(line: str, code: int) -> None:
+    if code > 128:
+        _ignore_signals()
     print(printable(f"error: {line}" if code < 128 else line), file=sys.stderr)
     sys.exit(code)

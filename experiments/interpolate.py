@@ -104,7 +104,7 @@ def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W
     channels, *size = held_out.scenes.image_shape
     images = []
     for name in names:
-        if name.isdecimal():
+        if name.isascii() and name.isdecimal():
             if len(name) > 9 or int(name) >= len(held_out):
                 raise UserError(f"--between {name}: held-out scenes go from 0 to {len(held_out) - 1}")
             image = held_out.scenes.images[int(name)]

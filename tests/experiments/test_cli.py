@@ -19,6 +19,7 @@ from experiments.systems import preset
 from pyro_lom.errors import UserError
 from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.runs import Run
+from pyro_lom.training.signals import STOP_SIGNALS
 from pyro_lom.training.trainer import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,14 @@ class Options:
     steps: int = 5
     rate: float | None = None
     inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def parse(*arguments, kind=Options, **options):
@@ -145,6 +154,20 @@ def test_exit_codes(raised, code, line, monkeypatch, capsys):
         cli.run(main)
     assert leaving.value.code == code
     assert capsys.readouterr() == ("", line)
+
+
+def test_a_second_signal_does_not_disturb_the_end(monkeypatch, capsys):
+    def main(arguments):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(main)
+    signal.raise_signal(signal.SIGTERM)
+    assert (leaving.value.code, capsys.readouterr()) == (143, ("", "stopped by SIGTERM\n"))
 
 
 def test_a_command_that_is_done_returns(monkeypatch):

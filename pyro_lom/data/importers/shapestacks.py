@@ -119,13 +119,15 @@ class ShapeStacks(Reader):
     def _views_of(self, scenario: str) -> list[tuple[Path, Path | None]]:
         folder = self.root / "recordings" / scenario
         try:
-            images = [path for path in folder.iterdir() if re.fullmatch(r"rgb-.*-cam_\d{1,4}-mono-0\.png", path.name)]
+            images = [
+                path for path in folder.iterdir() if re.fullmatch(r"(?s)rgb-.*-cam_\d{1,4}-mono-0\.png", path.name)
+            ]
             maps = {
                 camera_of(path): path
                 for place in (folder, self.root / "iseg" / scenario)
                 if place.is_dir()
                 for path in place.iterdir()
-                if re.fullmatch(r"iseg-.*-cam_\d{1,4}-mono-0\.map", path.name)
+                if re.fullmatch(r"(?s)iseg-.*-cam_\d{1,4}-mono-0\.map", path.name)
             }
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error.strerror}; unpack all of ShapeStacks' recordings") from error

@@ -1,48 +1,42 @@
 """Rendering in several processes. The number of processes changes neither the scenes nor their order."""
 
 import functools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from typing import Any
 
 from pyro_lom.data.renderers.renderer import Renderer, RenderScene
 from pyro_lom.data.writer import Stacked, stacked
 from pyro_lom.errors import UserError
+from pyro_lom.workers import Workers
 
 
 class RenderPool:
     """A context manager that renders in several processes. Entering it starts the engine in the first process.
 
-    Processes are spawned, because an OpenGL context does not survive a fork. They ignore Ctrl-C, which only the parent
-    process handles. They end when the parent process ends, even if it is killed.
+    Processes are spawned, because an OpenGL context does not survive a fork.
 
     Raises:
         UserError: the engine cannot be started.
     """
 
     def __init__(self, renderer: Renderer, workers: int):
-        self._renderer, self._workers = renderer, workers
+        self._renderer, self._num_workers, self._workers = renderer, workers, Workers(workers)
 
     def __enter__(self) -> "RenderPool":
-        spawn = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_end_with_parent)
-        try:
-            self._submit(_open, self._renderer).result()
-        except BaseException as error:
-            self.__exit__()
-            if isinstance(error, BrokenProcessPool):
+        with ExitStack() as stack:
+            stack.enter_context(self._workers)
+            try:
+                self._workers.submit(_open, self._renderer).result()
+            except BrokenProcessPool as error:
                 raise UserError(f"{self._renderer.engine} ended the process that it was started in") from error
-            raise
+            stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
+    def __exit__(self, *reason: Any) -> None:
+        self._workers.__exit__(*reason)
 
     def blocks(self, seed: int, rows: range) -> Iterator[Stacked]:
         """Yield the scenes `rows` of a seed in order, in blocks.
@@ -52,27 +46,13 @@ class RenderPool:
         """
         size, pending = self._renderer.block_size, deque()
         for start in range(rows.start, rows.stop, size):
-            pending.append(self._submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop))))
-            if len(pending) > 2 * self._workers:  # enough to keep all processes busy while a block is written
+            pending.append(
+                self._workers.submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop)))
+            )
+            if len(pending) > 2 * self._num_workers:  # enough to keep all processes busy while a block is written
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-    def _submit(self, *task: Any) -> Future:
-        """Submit a task. The executor starts a new process for it unless a process is idle."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits the mask
-        try:
-            return self._executor.submit(*task)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _end_with_parent() -> None:
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @functools.cache

@@ -1,9 +1,5 @@
 """What all renderers have in common, shown with one that needs no engine."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,36 +42,6 @@ def test_an_engine_that_does_not_start_is_told_before_anything_is_rendered():
         RenderPool(Noise(fails_to="live"), 2),
     ):
         pass
-
-
-def test_processes_end_with_the_one_that_started_them(tmp_path):
-    code = """
-import os, sys
-from pyro_lom.data.renderers.pool import RenderPool
-from noise import Noise
-if __name__ == "__main__":
-    with RenderPool(Noise(), 2) as pool:
-        blocks = pool.blocks(0, range(9))
-        next(blocks)
-        print(*(process.pid for process in pool._executor._processes.values()), flush=True)
-        os.kill(os.getpid(), 9)
-"""
-    script = tmp_path / "killed.py"
-    script.write_text(code)
-    result = subprocess.run(
-        [sys.executable, script],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
-        capture_output=True,
-        text=True,
-    )
-    pids = [int(pid) for pid in result.stdout.split()]
-    assert pids and result.returncode == -9
-    for _ in range(100):
-        alive = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and _state(pid) not in "ZX"]
-        if not alive:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{alive} live on")
 
 
 def _state(pid):
