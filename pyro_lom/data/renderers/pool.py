@@ -46,9 +46,8 @@ class RenderPool:
         """
         size, pending = self._renderer.block_size, deque()
         for start in range(rows.start, rows.stop, size):
-            pending.append(
-                self._workers.submit(_render, self._renderer, seed, range(start, min(start + size, rows.stop)))
-            )
+            block = range(start, min(start + size, rows.stop))
+            pending.append(self._workers.submit(_render, self._renderer, seed, block))
             if len(pending) > 2 * self._num_workers:  # enough to keep all processes busy while a block is written
                 yield pending.popleft().result()
         while pending:
