@@ -55,6 +55,7 @@ Name = Annotated[
     Bound("1 to 100 printable characters without /", lambda n: 0 < len(n) <= 100 and n.isprintable() and "/" not in n),
 ]
 """Part of the name of a run folder."""
+Fit = Literal["crop", "pad"]
 PathName = Annotated[str, Bound("a path of 1 to 4000 characters", lambda n: 0 < len(n) <= 4000 and "\0" not in n)]
 
 
@@ -63,7 +64,9 @@ class Data:
     path: PathName = "data/towers.h5"
     """HDF5 file or folder of images. data/towers.h5 and data/towers-64.h5 are rendered if missing."""
     image_size: ImageSize = 32
-    """Height and width in pixels. Images of a folder are cropped and resized to it; images of a file must have it."""
+    """Height and width in pixels, to which images of another size are brought."""
+    fit: Fit = "crop"
+    """How images of another size are brought to it: cropped about the centre, or padded with black, and resized."""
 
 
 @dataclass(frozen=True)

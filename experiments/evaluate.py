@@ -83,7 +83,12 @@ def main(arguments: list[str]) -> None:
             _write_sheet(held_out, options.sheet, options.temperature)
         values = _values(held_out, options)
         checkpoint = held_out.provenance["checkpoint"]
-        rows.append(Row(folder, held_out.config, checkpoint, len(held_out), values, held_out.orderless))
+        scenes, model = held_out.all_scenes, held_out.source[1].model
+        data = f"{scenes.name}, version {scenes.version}" if scenes.version else scenes.name
+        num_slots = model.num_slots if model.slot_sites else None
+        rows.append(
+            Row(folder, held_out.config, checkpoint, len(held_out), values, data, num_slots, held_out.orderless)
+        )
     tables = markdown(rows, command=lambda folders: _command(folders, options))
     print(tables)
     if options.output is not None:
@@ -95,12 +100,14 @@ def evaluate(
     *,
     metrics: Sequence[Metric] = Arguments.metrics,
     systems: Iterable[type[SystemOptions]] = (),
+    scenes: Any = None,
     parts: dict[str, Any] | None = None,
     **options,
 ) -> Values:
     """Compute and store a run's metrics as the command does, and return their values by key.
 
     Args:
+        scenes: the scenes that were passed to `fit`, if the run was trained on such.
         parts: the parts that the run was trained with, by name, as for `load_run`.
         options: options of the command by name, such as `num_images=2048`.
 
@@ -110,7 +117,7 @@ def evaluate(
     arguments = replace(Arguments(), runs=(Path(folder),), metrics=tuple(metrics), **options)
     check_bounds(arguments)
     sizes = dict(num_images=arguments.num_images, readjust=arguments.readjust)
-    held_out = HeldOut.open(Path(folder), **sizes, systems=systems, parts=parts)
+    held_out = HeldOut.open(Path(folder), **sizes, systems=systems, scenes=scenes, parts=parts)
     return _values(held_out, arguments)
 
 

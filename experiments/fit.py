@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Generic
+from typing import Annotated, Any, Generic
 
 import pyro
 import torch
@@ -25,7 +25,7 @@ from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
 from experiments.evaluation.reading import signs_of_binding
 from experiments.evaluation.summary import summarise, summary_lines
-from experiments.loading import EMBEDDED, Origin, read_config, read_data, read_origin, start_from
+from experiments.loading import EMBEDDED, Origin, check_scenes, read_config, read_data, read_origin, remarks, start_from
 from experiments.options import refuse_foreign_options
 from experiments.parts import Factory, check_names, check_records, records
 from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
@@ -41,6 +41,7 @@ from experiments.training.devices import (
 from experiments.training.optimizers import optimizer
 from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.scenes import Scenes
 from pyro_lom.errors import UserError, printable
 from pyro_lom.objective import Objective
 from pyro_lom.training.compilation import compile_networks
@@ -124,6 +125,7 @@ def parse(arguments: list[str]) -> Arguments:
 def fit(
     config: Config,
     *,
+    scenes: Any = None,
     systems: Iterable[type[SystemOptions]] = (),
     devices: int = 1,
     global_batch_size: int | None = None,
@@ -147,6 +149,10 @@ def fit(
     resumed or loaded without them.
 
     Args:
+        scenes: images to train on instead of `config.data.path`: an array or tensor (N, H, W, C) or (N, C, H, W) of
+            bytes, or of floats in [0, 1] (`pyro_lom/data/arrays.py`); or `Scenes`, which have labels and splits too.
+            Images of another size are brought to `config.data.image_size`. They are not stored: pass them to
+            `load_run`, `evaluate` and `resume` again.
         systems: classes of your own systems, if `config.model` is one of them.
         resume: a run of the same configuration and parts.
         orderless: a run whose orderless pair is taken over. A phase that would train it alone is left out. With
@@ -186,9 +192,13 @@ def fit(
     origin = Origin()
     if resume is not None:
         origin = _check_resumption(Run.open(resume), [given, config], parts, systems)
+        check_scenes(origin, scenes, resume)
         if orderless is not None and str(Path(orderless).resolve()) != origin.orderless:
             raise UserError(f"{resume} did not take over the orderless pair of {orderless}: leave orderless out")
-    scenes = read_data(config.data)
+    elif scenes is not None:
+        shape = getattr(scenes.images if isinstance(scenes, Scenes) else scenes, "shape", ())
+        origin = Origin(scenes=f"of the shape {tuple(shape)}")
+    scenes = read_data(config.data, scenes)
     train = scenes.split("train")
     torch.manual_seed(config.seed)
     system = build(config, scenes.image_shape, **parts)
@@ -197,7 +207,7 @@ def fit(
     check_records(origin.parts, found, resume)
     if orderless is not None and resume is None:
         start_from(system, config, orderless, systems)
-        origin = Origin(orderless=str(Path(orderless).resolve()))
+        origin = origin._replace(orderless=str(Path(orderless).resolve()))
     origin = origin._replace(parts=found)
     phases = config.model.phases(system, config.train)
     if origin.orderless:
@@ -269,6 +279,8 @@ def fit(
             f", in {accumulate} parts" * (accumulate > 1) + ", compiled" * compiled + ", as a CUDA graph" * cuda_graph
         )
         tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
+        for line in remarks(scenes) if not goes_on else ():
+            tell(line)
         try:
             trainer.fit()
         except (Interrupted, NonFiniteLoss) as end:

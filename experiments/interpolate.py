@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyro
 import torch
 import tyro
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from experiments import cli
@@ -21,7 +23,7 @@ from experiments.evaluation.reading import posterior_scenes, prior_scenes, rende
 from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.data.pictures import read_rgb
+from pyro_lom.data.pictures import fit, read_rgb
 from pyro_lom.errors import UserError, printable
 from pyro_lom.interpolation import random_walk, slerp
 from pyro_lom.system import Pair
@@ -109,7 +111,9 @@ def _images(names: tuple[str, str], held_out: HeldOut) -> Float[Tensor, "2 C H W
                 raise UserError(f"--between {name}: held-out scenes go from 0 to {len(held_out) - 1}")
             image = held_out.scenes.images[int(name)]
         else:
-            image = read_rgb(Path(name), tuple(size))
+            picture, _ = read_rgb(Path(name))
+            is_padded = held_out.config.data.fit == "pad"
+            image = np.asarray(fit(picture, tuple(size), Image.Resampling.BILINEAR, pad=is_padded))
             image = image if channels == 3 else image.mean(-1, keepdims=True).astype(image.dtype)
         images.append(float_images(image[None]))
     return torch.cat(images).to(held_out.device)

@@ -9,7 +9,9 @@ from experiments.config import Config, Data, from_dict
 from experiments.parts import PARTS, check_names, check_records, records
 from experiments.systems import SYSTEMS, build
 from experiments.systems.options import SystemOptions
-from pyro_lom.data.hdf5 import Scenes, read_scenes
+from pyro_lom.data.arrays import scenes_of
+from pyro_lom.data.hdf5 import read_scenes
+from pyro_lom.data.scenes import Scenes, fit_scenes, why_no_objects
 from pyro_lom.data.towers import ensure_towers
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
@@ -20,6 +22,7 @@ from pyro_lom.training.runs import Run, load_weights
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
 """Files of the embedded data set, which are rendered if missing, and the size of their images."""
 
+_FEW = 1000  # training scenes, below which a warning is printed
 _OBJECTS = "github.com/google-deepmind/multi_object_datasets"
 _PUBLISHED = {
     "data/objects-room.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", ""),
@@ -30,24 +33,35 @@ _PUBLISHED = {
 """Data files of the presets: name for `data.py`, place of publication, file or folder there, options of `data.py`."""
 
 
-def read_data(data: Data) -> Scenes:
-    """Return the scenes of a configuration. The embedded data set is rendered if it is missing.
+def read_data(data: Data, scenes: Any = None) -> Scenes:
+    """Return the scenes of a configuration, or those that are given as Scenes or as images, at its size.
+
+    The embedded data set is rendered if it is missing.
 
     Raises:
-        UserError: the scenes are missing or damaged, or do not have the size `data.image_size`.
+        UserError: the scenes are missing or damaged.
     """
+    size, pad = (data.image_size, data.image_size), data.fit == "pad"
+    if scenes is not None:
+        return fit_scenes(scenes_of(scenes), size, pad=pad, place="scenes")
     if EMBEDDED.get(data.path) == data.image_size:
         return ensure_towers(data.path, data.image_size)
     if data.path in _PUBLISHED and not os.path.exists(data.path):
         raise UserError(f"the data set is missing: {data.path}. {_how_to_get(data.path)}")
-    if os.path.isdir(data.path):
-        return read_scenes(data.path, (data.image_size, data.image_size))
-    scenes, size = read_scenes(data.path), data.image_size
-    _, height, width = scenes.image_shape
-    if (height, width) != (size, size):
-        way_out = f"pass --data.image-size {height}" if height == width else "crop and resize them to squares"
-        raise UserError(f"images in {data.path} are {height}x{width}, but --data.image-size is {size}: {way_out}")
-    return scenes
+    return read_scenes(data.path, size, pad=pad)
+
+
+def remarks(scenes: Scenes) -> list[str]:
+    """Return what a person should know about scenes before they train on them, one line each."""
+    lines, num_train = list(scenes.notes), len(scenes.splits["train"])
+    if num_train < _FEW:
+        lines.append(
+            f"warning: {num_train} scenes to train on are few: below {_FEW:,}, a model may learn them by heart; see "
+            "the gap between the ELBOs of training and held-out scenes at the end, or add images"
+        )
+    if complaint := why_no_objects(scenes.split("test" if scenes.splits.get("test") else "train")):
+        lines.append(f"warning: {complaint}")
+    return lines
 
 
 def _how_to_get(path: str) -> str:
@@ -68,6 +82,7 @@ class Origin(NamedTuple):
 
     parts: dict[str, Record] = {}  # of exchanged parts, by name
     orderless: str | None = None  # the run from which the orderless pair was taken
+    scenes: str | None = None  # what was passed to `fit` instead of the data of the configuration
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in self._asdict().items() if value}
@@ -76,6 +91,7 @@ class Origin(NamedTuple):
 class _Origin(TypedDict, total=False):
     parts: dict[Literal[*PARTS], Record]
     orderless: str
+    scenes: str
 
 
 def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config:
@@ -93,6 +109,17 @@ def read_origin(run: Run) -> Origin:
     return Origin(**run.read_json("config.json", _Origin))
 
 
+def check_scenes(origin: Origin, scenes: Any, folder: Path) -> None:
+    """Raise UserError if scenes are missing that a run was trained on, or are given to a run with data of its own."""
+    if origin.scenes is not None and scenes is None:
+        raise UserError(
+            f"{folder} was trained on scenes that were passed to fit and are not stored ({origin.scenes}): pass them "
+            "again in Python, such as load_run(folder, scenes=images) or evaluate(folder, scenes=images)"
+        )
+    if origin.scenes is None and scenes is not None:
+        raise UserError(f"{folder} was trained on data of its own configuration: leave scenes out")
+
+
 def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[SystemOptions]] = ()) -> None:
     """Check run folders before hours of computation on the first of them. Data are not checked.
 
@@ -104,7 +131,9 @@ def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[Sys
     for number, folder in enumerate(folders):
         run = Run.open(folder)
         read_config(run, systems)
-        check_names(read_origin(run).parts, {}, folder)
+        origin = read_origin(run)
+        check_names(origin.parts, {}, folder)
+        check_scenes(origin, None, folder)
         run.progress()
         if folder.resolve() in [other.resolve() for other in folders[:number]]:
             raise UserError(f"{folder} is named twice: name each run once")
@@ -136,12 +165,13 @@ def start_from(system: System, config: Config, folder: str | Path, systems: Iter
 
 
 def load_run(
-    folder: str | Path, *, systems: Iterable[type[SystemOptions]] = (), **parts: Any
+    folder: str | Path, *, systems: Iterable[type[SystemOptions]] = (), scenes: Any = None, **parts: Any
 ) -> tuple[Config, System, Scenes]:
     """Return the configuration, the trained system (on the CPU, in evaluation mode) and the scenes of a run.
 
     Args:
         systems: classes of your own systems.
+        scenes: the scenes that were passed to `fit`, if the run was trained on such.
         parts: the parts that the run was trained with, such as `scene_prior`; the run's weights are loaded into copies.
 
     Raises:
@@ -149,9 +179,11 @@ def load_run(
             or is not the one that the run was trained with.
     """
     run = Run.open(Path(folder))
-    config, kept = read_config(run, systems), read_origin(run).parts
+    config, origin = read_config(run, systems), read_origin(run)
+    kept = origin.parts
     check_names(kept, parts, run.folder)
-    scenes = read_data(config.data)
+    check_scenes(origin, scenes, run.folder)
+    scenes = read_data(config.data, scenes)
     system = build(config, scenes.image_shape, **parts)
     check_records(kept, records(system, parts), run.folder)
     objective = Objective(system)

@@ -16,6 +16,7 @@ from pyro_lom.data.hdf5 import Scenes, read_scenes
 from pyro_lom.data.inspection import Inspection, inspect_scenes
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import size_text
+from pyro_lom.data.scenes import why_no_objects
 from pyro_lom.data.self_contained import open_hdf5
 from pyro_lom.errors import printable
 from pyro_lom.figures import colour_labels, save_grid
@@ -40,6 +41,9 @@ class Info:
         inspection = inspect_scenes(scenes, progress=sys.stderr.isatty())
         draw_sheet(sheet, scenes)
         cli.sign(sheet)
+        complaint = why_no_objects(scenes)
+        for line in (*scenes.notes, *([f"warning: {complaint}"] if complaint else [])):
+            print(printable(line), file=sys.stderr)
         for title, text in [*self._lines(scenes, inspection), ("contact sheet", str(sheet))]:
             print(printable(f"{title:<15}{text}"))
 

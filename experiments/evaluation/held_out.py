@@ -28,8 +28,8 @@ from experiments.evaluation.reading import (
 from experiments.loading import load_run, read_origin
 from experiments.systems import build
 from experiments.systems.options import SystemOptions
-from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.data.scenes import Scenes
 from pyro_lom.data.stored import Array
 from pyro_lom.errors import UserError
 from pyro_lom.system import Pair, System, infer, result
@@ -102,6 +102,7 @@ class HeldOut:
         *,
         num_images: int | None = None,
         systems: Iterable[type[SystemOptions]] = (),
+        scenes: Any = None,
         parts: dict[str, Any] | None = None,
         readjust: int = 0,
     ) -> "HeldOut":
@@ -110,7 +111,7 @@ class HeldOut:
         Raises:
             UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
         """
-        loaded = load_run(folder, systems=systems, **(parts or {}))
+        loaded = load_run(folder, systems=systems, scenes=scenes, **(parts or {}))
         return cls(Run.open(folder), *loaded, num_images=num_images, parts=parts, readjust=readjust)
 
     def __len__(self) -> int:
@@ -205,13 +206,17 @@ class HeldOut:
 
     @cached_property
     def kls(self) -> dict[str, Float[Tensor, "N"]]:
-        """KLs and ELBOs of the held-out scenes by key, in nats per scene.
+        """The values of `kls_of` for the held-out scenes."""
+        return self.kls_of(self.scenes.images, "KLs")
+
+    def kls_of(self, images: UInt8[Array, "N H W C"], what: str) -> dict[str, Float[Tensor, "N"]]:
+        """Return the KLs and ELBOs of images by key, in nats per scene; `what` labels the progress bar.
 
         `kl_PAIR` and `elbo_PAIR` belong to a pair. `kl_scene` and `kl_slots` are the two parts of the result's KL.
         `kl_slots_other_scene` is its KL of slots if each scene has the scene latent of another scene.
         """
         found: dict[str, list[Tensor]] = {}
-        for batch, received in self.inferred(self.scenes.images, "KLs"):
+        for batch, received in self.inferred(images, what):
             values = {}
             for name, pair in self.system.items():
                 terms = elbo_terms(pair, batch, received[name])

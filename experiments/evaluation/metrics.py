@@ -36,7 +36,7 @@ _DCI_SCENES = 1000
 _PCA_SCENES = 2048  # limits memory
 _FEW = 500  # scenes of slow metrics that vary little between scenes
 
-NO_MASKS, NO_SLOTS = "no masks", "no slots"
+NO_MASKS, NO_SLOTS, NO_OBJECTS = "no masks", "no slots", "no objects in the labels"
 
 
 def ari(held_out: HeldOut) -> Values:
@@ -46,9 +46,11 @@ def ari(held_out: HeldOut) -> Values:
     """
     labels, num_background = _labels(held_out), held_out.scenes.num_background
     values = _without_masks(held_out, ("ari_fg", "ari_all"))
+    has_objects = bool((labels >= num_background).any())
     for source, segments in held_out.reading.segments.items():
-        for name, num in (("ari_fg", num_background), ("ari_all", 0)):
-            values[f"{name}_{source}"] = mean_ari(torch.from_numpy(segments), labels, num)
+        masks = torch.from_numpy(segments)
+        values[f"ari_fg_{source}"] = mean_ari(masks, labels, num_background) if has_objects else NO_OBJECTS
+        values[f"ari_all_{source}"] = mean_ari(masks, labels, 0)
     return values
 
 
@@ -114,6 +116,21 @@ def kl(held_out: HeldOut) -> Values:
     return {key: value.mean().item() for key, value in held_out.kls.items() if key.startswith("kl")}
 
 
+def gap(held_out: HeldOut) -> Values:
+    """Compute the ELBO of the first training scenes minus the held-out ELBO, in nats per scene, by pair.
+
+    A gap that is large beside the KL shows that the model has learned its training scenes by heart.
+    """
+    if not all(held_out.all_scenes.splits.get(split) for split in ("train", "test")):
+        raise UserError("the gap needs a training and a test split, and the data set lacks one")
+    few = min(_FEW, len(held_out))
+    elbos = held_out.kls_of(held_out.all_scenes.split("train", few).images, "KLs of training scenes")
+    keys = [key for key in held_out.kls if key.startswith("elbo_")]
+    return {
+        f"elbo_gap_{key.removeprefix('elbo_')}": (elbos[key].mean() - held_out.kls[key].mean()).item() for key in keys
+    }
+
+
 def likelihood(held_out: HeldOut, *, likelihood_images: int, likelihood_samples: int) -> Values:
     """Compute the ELBO of all images and importance-weighted log p(x) of some, in nats per scene, by pair."""
     values: Values = {key: elbo.mean().item() for key, elbo in held_out.kls.items() if key.startswith("elbo")}
@@ -134,7 +151,7 @@ def structure(held_out: HeldOut, *, temperature: float) -> Values:
     The scenes are generated (`HeldOut.generated`), real, or composed of halves of real scenes.
     """
     scenes = held_out.scenes
-    if scenes.name != "towers":
+    if scenes.name != "towers" or "present" not in scenes.factors:
         raise UserError(f"structure is a rule for towers, and the data are {scenes.name}")
     max_blocks, real = scenes.factors["present"].shape[1], float_images(scenes.images).numpy()
     sets = {"real": [real], "cut_and_paste": [cut_and_paste(real)]}
@@ -247,6 +264,7 @@ METRICS: dict[str, Callable[..., Values]] = {
     "binding": binding,
     "reconstruction": reconstruction,
     "kl": kl,
+    "gap": gap,
     "likelihood": likelihood,
     "structure": structure,
     "stacks": stacks,

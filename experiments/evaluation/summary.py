@@ -6,7 +6,7 @@ from experiments.evaluation.reading import TEMPERATURE
 from experiments.evaluation.words import QUANTITIES, number, split
 from pyro_lom.errors import UserError
 
-METRICS = ("ari", "baselines", "binding", "reconstruction", "kl", "structure", "fd-pca64")
+METRICS = ("ari", "baselines", "binding", "reconstruction", "kl", "gap", "structure", "fd-pca64")
 
 
 def summarise(held_out: HeldOut) -> Values:

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.config import Config, overrides, to_dict
 from experiments.evaluation.held_out import Values
-from experiments.evaluation.words import QUANTITIES, split, title
+from experiments.evaluation.words import OF_MASKS, QUANTITIES, split, title
 from experiments.systems import PRESETS
 from pyro_lom.errors import printable
 
@@ -24,6 +24,10 @@ class Row(NamedTuple):
     checkpoint: str
     num_images: int
     values: Values
+    data: str = "?"
+    """Name and version of the data set."""
+    num_slots: int | None = None
+    """K; None if the system has no slots."""
     orderless: str | None = None  # the run from which it took its orderless pair
 
 
@@ -40,6 +44,11 @@ TABLES = {
     "Segmentation": r"(ari_all|mean_iou|sc|msc)_.*",
 }
 """Titles, and patterns of the keys that are columns."""
+_SETTING = ("runs", "data", "size", "K", "images (N)")
+_SOURCES = (
+    "True masks are the labels of the data set. The masks of a column are those that the guide "
+    "infers (encoder) or those that the decoder of the named pair renders; each pixel counts for its largest mask."
+)
 
 
 def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
@@ -55,17 +64,12 @@ def markdown(rows: list[Row], *, command: Callable[[list[Path]], str]) -> str:
         if columns:
             units = {QUANTITIES[split(key)[0]].unit for key in columns}
             head += f", {units.pop()}" if len(units) == 1 and units != {""} else ""
-            names = ["model", "runs", "images", *(title(key, unit=len(units) > 1) for key in columns)]
+            names = ["model", *_SETTING, *(title(key, unit=len(units) > 1) for key in columns)]
             lines = [
-                [
-                    label,
-                    str(len(group)),
-                    _range(row.num_images for row in group),
-                    *(_cell(group, key) for key in columns),
-                ]
-                for label, group in groups.items()
+                [label, *_setting(group), *(_cell(group, key) for key in columns)] for label, group in groups.items()
             ]
             parts.append(f"**{head}**\n\n{grid([names, *lines])}")
+            parts += _notes(columns)
     made_by = []
     for label, group in groups.items():
         made_by += [f"# {label}", *(_training(row) for row in group), command([row.folder for row in group])]
@@ -76,7 +80,9 @@ def by_configuration(rows: list[Row]) -> dict[str, list[Row]]:
     """Group rows that differ only in their seed; return the groups by label."""
     alike: dict[str, list[Row]] = {}
     for row in rows:
-        alike.setdefault(f"{row.checkpoint} {to_dict(row.config) | {'seed': None}} {row.orderless}", []).append(row)
+        alike.setdefault(
+            f"{row.checkpoint} {to_dict(row.config) | {'seed': None}} {row.orderless} {row.data}", []
+        ).append(row)
     presets = [group[0].config.preset for group in alike.values()]
     groups = {}
     for group in alike.values():
@@ -100,6 +106,23 @@ def grid(lines: list[list[str]]) -> str:
     padded = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([padded[0], rule, *padded[1:]])
+
+
+def _setting(group: list[Row]) -> list[str]:
+    """Return the cells of `_SETTING`; N is the number of held-out images."""
+    row = group[0]
+    size = row.config.data.image_size
+    num_slots = "-" if row.num_slots is None else str(row.num_slots)
+    return [str(len(group)), row.data, f"{size}x{size}", num_slots, _range(one.num_images for one in group)]
+
+
+def _notes(columns: list[str]) -> list[str]:
+    """Return remarks about columns as one paragraph, or nothing."""
+    quantities = dict.fromkeys(split(key)[0] for key in columns)
+    notes = [QUANTITIES[name].note for name in quantities if QUANTITIES[name].note]
+    if OF_MASKS.intersection(quantities):
+        notes.insert(0, _SOURCES)
+    return [" ".join(notes)] if notes else []
 
 
 def _training(row: Row) -> str:

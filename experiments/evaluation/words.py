@@ -12,6 +12,8 @@ class Quantity(NamedTuple):
     unit: str = ""
     digits: int = 3
     factor: float = 1.0
+    note: str = ""
+    """Remark below tables with such a column."""
 
 
 QUANTITIES = {
@@ -19,7 +21,7 @@ QUANTITIES = {
     "ari_all": Quantity("ARI ↑", digits=2),
     "mean_iou": Quantity("mean IoU ↑", digits=2),
     "sc": Quantity("SC ↑", digits=2),
-    "msc": Quantity("mSC ↑", digits=2),
+    "msc": Quantity("mSC ↑", digits=2, note="mSC is what the field also calls mBO, the mean best overlap of objects."),
     "binding": Quantity("binding", digits=2),
     "rmse": Quantity("RMSE ↓", "per pixel and channel"),
     "explained_variance": Quantity("explained variance of pixels ↑"),
@@ -33,6 +35,12 @@ QUANTITIES = {
     "kl_slots": Quantity("KL of the slots", "nats per scene", 1),
     "kl": Quantity("KL", "nats per scene", 1),
     "elbo": Quantity("ELBO ↑", "nats per scene", 1),
+    "elbo_gap": Quantity(
+        "training minus held-out ELBO ↓",
+        "nats per scene",
+        1,
+        note="A large gap shows that scenes were learned by heart: train on more.",
+    ),
     "log_likelihood": Quantity("log p(x) ↑", "nats per scene", 1),
     "slot_order": Quantity("slot order ↑", digits=2),
     "train_minutes": Quantity("training", "minutes", 2),
@@ -44,7 +52,8 @@ QUANTITIES = {
 
 
 _WORDS = {"kmeans_rgb": "k-means on RGB", "samples_tau1": "samples at tau 1"}
-_OF_DECODERS = ("ari_fg", "ari_all", "mean_iou", "sc", "msc")
+OF_MASKS = {"ari_fg", "ari_all", "mean_iou", "sc", "msc"}
+"""Quantities that compare masks with labels."""
 _NOT_TO_IMPROVE = r"kmeans|untrained|broken|cut_and_paste|chance"  # what the other numbers are compared with
 
 
@@ -53,7 +62,7 @@ def split(key: str) -> tuple[str, str]:
     name = max((name for name in QUANTITIES if f"{key}_".startswith(f"{name}_")), key=len, default=key)
     rest = key[len(name) :].strip("_")
     words = _WORDS.get(rest, rest.replace("_", " "))
-    if name in _OF_DECODERS and rest not in ("", "encoder", "untrained", "kmeans_rgb"):
+    if name in OF_MASKS and rest not in ("", "encoder", "untrained", "kmeans_rgb"):
         words += " decoder"
     return name, words
 

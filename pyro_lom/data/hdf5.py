@@ -6,64 +6,25 @@ In a compact file, each image is compressed separately.
 """
 
 import os
-from dataclasses import dataclass, replace
+from collections import Counter
 from pathlib import Path
 
 import h5py
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from PIL import Image
 
+from pyro_lom.data.folders import find_pictures
 from pyro_lom.data.layout import factors_in, images_in, integer_attribute, labels_in, splits_in, text_attribute
-from pyro_lom.data.pictures import image_paths, read_rgb, reason_of, size_text
+from pyro_lom.data.pictures import fit, read_rgb, reason_of, size_notes, size_text, transparency_note
+from pyro_lom.data.scenes import Scenes, fit_scenes, last_tenth_for_testing
 from pyro_lom.data.self_contained import open_hdf5, reading
-from pyro_lom.data.stored import IN_MEMORY, Array, ChunkedArray
+from pyro_lom.data.sources import check_address, check_is_hdf5, import_command
+from pyro_lom.data.stored import IN_MEMORY
 from pyro_lom.errors import UserError, printable
 from pyro_lom.files import replacing, sync, writing
 
 FORMAT = "pyro_lom scenes"
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Scenes:
-    """Images of scenes with optional labels and factors. The arrays may be memory maps."""
-
-    images: UInt8[Array, "N H W C"]
-    """Pixels in 0..255, with 1 or 3 channels."""
-    labels: UInt8[Array, "N H W"] | None
-    """Label of each pixel: 0..num_background-1 are background entities, higher labels are objects."""
-    factors: dict[str, Shaped[Array, "N max_objects"]]
-    """Properties of each object by name, 0 for absent objects. A property of the whole scene has one column."""
-    num_background: int
-    """Number of background labels; 0 if there are no labels."""
-    splits: dict[str, range]
-    """Rows of each split: "train", and optionally "validation" and "test"."""
-    name: str
-    version: int
-    """Version of the data set called `name`; 0 if unknown."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of an image as the models take it."""
-        _, height, width, channels = self.images.shape
-        return channels, height, width
-
-    def split(self, name: str, at_most: int | None = None) -> "Scenes":
-        """Return the scenes of one split, or its first `at_most` scenes, as views.
-
-        Raises:
-            UserError: there is no split of that name.
-        """
-        if name not in self.splits:
-            raise UserError(f'{self.name} has no split "{name}"; choose one of: {", ".join(self.splits)}')
-        rows = slice(self.splits[name].start, self.splits[name][:at_most].stop)
-        return replace(
-            self,
-            images=_narrowed(self.images, rows),
-            labels=None if self.labels is None else _narrowed(self.labels, rows),
-            factors={factor: _narrowed(values, rows) for factor, values in self.factors.items()},
-            splits={name: range(rows.stop - rows.start)},
-        )
 
 
 def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, compact: bool = False) -> None:
@@ -88,7 +49,7 @@ def write_scenes(path: str | Path, scenes: Scenes, *, source: str, seed: int, co
             raise UserError(f"cannot write {path}: {reason_of(error)}; make room or name another file") from error
 
 
-def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes:
+def read_scenes(path: str | Path, size: tuple[int, int] | None = None, *, pad: bool = False) -> Scenes:
     """Open an HDF5 file of scenes, memory-mapped if it is not compact, or read a folder of images into memory.
 
     An HDF5 file must contain `images`. A file with `labels` must have the attribute `num_background`. Without split
@@ -96,68 +57,75 @@ def read_scenes(path: str | Path, size: tuple[int, int] | None = None) -> Scenes
 
     Args:
         path: the file or folder.
-        size: (height, width). Images of a folder are cropped and resized to it; an HDF5 file must have it.
+        size: (height, width). Images of another size are cropped about the centre and resized to it, in memory.
+        pad: keep all of an image and add black borders, instead of cropping.
 
     Raises:
-        UserError: the file is missing or damaged, has another layout, or contains images of another size.
+        UserError: the file is missing or damaged, or is something else, which the message names, or its images together
+            take more than 1 GiB at `size`.
     """
+    check_address(path)
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, it accepts names that are too long
-        return read_image_folder(path, size)
+        return read_image_folder(path, size, pad=pad)
     if not os.path.exists(path):
         raise UserError(f"no such file or folder: {path}")
+    check_is_hdf5(path)
     with reading(path), open_hdf5(path) as file:
         scenes = _scenes_in(file, path)
-    if size is not None and size != scenes.images.shape[1:3]:
-        raise UserError(
-            f"images in {path} are {size_text(scenes.images.shape[1:3])}, not {size_text(size)} (height x width): "
-            "an HDF5 file is not resized; pass a folder of images or a file of that size"
-        )
-    return scenes
+    return scenes if size is None else fit_scenes(scenes, size, pad=pad, place=str(path))
 
 
-def read_image_folder(folder: str | Path, size: tuple[int, int] | None) -> Scenes:
-    """Read all PNG and JPEG files of a folder, without its subfolders, into memory as RGB, sorted by file name.
+def read_image_folder(folder: str | Path, size: tuple[int, int] | None, *, pad: bool = False) -> Scenes:
+    """Read the images of a folder and of its subfolders (`folders.py`) into memory as RGB.
+
+    Splits are those of subfolders such as train/ and test/, or `last_tenth_for_testing`.
 
     Args:
-        size: (height, width). Images are cropped about the centre to its aspect ratio and resized
+        size: (height, width). Images of another size are cropped about the centre to its aspect ratio and resized
             bilinearly. With None, images are not changed and must all have the same size.
+        pad: keep all of an image and add black borders, instead of cropping.
 
     Raises:
         UserError: there are no images, an image is unreadable, `size` is None and sizes differ, or the images together
             take more than 1 GiB.
     """
     folder = Path(folder)
-    paths = image_paths(folder)
-    height, width = size or read_rgb(paths[0]).shape[:2]
-    if len(paths) * height * width * 3 > IN_MEMORY:
+    pictures = find_pictures(folder)
+    first = read_rgb(pictures.images[0])[0]
+    height, width = size or (first.height, first.width)
+    if len(pictures.images) * height * width * 3 > IN_MEMORY:
         raise UserError(
-            f"{len(paths)} images of {size_text((height, width))} in {folder} take more than 1 GiB of memory: make a "
-            f"file of them, python experiments/data.py import images {folder} FILE.h5 --size {height}"
+            f"{len(pictures.images)} images of {size_text((height, width))} in {folder} take more than 1 GiB of "
+            f"memory: make a file of them, {import_command(folder)} --size {height}"
         )
-    images = np.empty((len(paths), height, width, 3), np.uint8)
-    for index, path in enumerate(paths):
-        image = read_rgb(path, size)
-        if image.shape != images.shape[1:]:
+    images = np.empty((len(pictures.images), height, width, 3), np.uint8)
+    sizes, num_transparent = Counter(), 0
+    for index, path in enumerate(pictures.images):
+        image, is_transparent = read_rgb(path)
+        if size is None and image.size != first.size:
             raise UserError(
-                f"images in {folder} differ in size: {paths[0].name} is {size_text((height, width))}, {path.name} is "
-                f"{size_text(image.shape[:2])} (height x width); pass the size to bring them all to, such as 64 64"
+                f"images in {folder} differ in size: {pictures.images[0].name} is {size_text((height, width))}, "
+                f"{path.name} is {size_text(image.size[::-1])} (height x width); pass the size to bring them all to, "
+                "such as 64 64"
             )
-        images[index] = image
-    splits = last_tenth_for_testing(len(images))
-    return Scenes(images, None, {}, num_background=0, splits=splits, name=printable(folder.resolve().name), version=0)
-
-
-def last_tenth_for_testing(num_scenes: int) -> dict[str, range]:
-    """Return default splits: the last tenth (1 to 1000 scenes) is "test", the rest "train"; one scene is "train"."""
-    if num_scenes == 1:
-        return {"train": range(1)}
-    num_train = num_scenes - min(max(num_scenes // 10, 1), 1000)
-    return {"train": range(num_train), "test": range(num_train, num_scenes)}
-
-
-def _narrowed(array: Array, rows: slice) -> Array:
-    return array.narrowed(rows) if isinstance(array, ChunkedArray) else array[rows]
+        sizes[image.height, image.width] += 1
+        num_transparent += is_transparent
+        images[index] = np.asarray(fit(image, size, Image.Resampling.BILINEAR, pad=pad))
+    offer = f"; masks are offered as labels: {import_command(folder)}" if pictures.masks else ""
+    notes = [f"{folder}: {pictures.found}{offer}", *size_notes(folder, sizes, (height, width), pad)]
+    if num_transparent:
+        notes.append(transparency_note(folder, num_transparent))
+    return Scenes(
+        images,
+        None,
+        {},
+        num_background=0,
+        splits=pictures.splits or last_tenth_for_testing(len(images)),
+        name=printable(folder.resolve().name),
+        version=0,
+        notes=tuple(notes),
+    )
 
 
 def _write_file(path: Path, scenes: Scenes, source: str, seed: int, compact: bool) -> None:

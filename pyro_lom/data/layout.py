@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 
 from pyro_lom.data.pictures import LARGEST
 from pyro_lom.data.self_contained import check_storage
+from pyro_lom.data.sources import import_command
 from pyro_lom.data.stored import Array, stored_array
 from pyro_lom.errors import UserError
 
@@ -22,7 +23,10 @@ def images_in(file: h5py.File, path: Path) -> Array:
     images = file.get("images")
     if not isinstance(images, h5py.Dataset):
         held = ", ".join(map(str, file)) or "nothing"
-        raise UserError(f'{path} has no data set "images" (it holds {held}); store one, uint8 (N, H, W, C)')
+        raise UserError(
+            f'{path} has no data set "images" (it holds {held}); store one, uint8 (N, H, W, C), or convert the file: '
+            f"{import_command(path)}"
+        )
     if images.ndim != 4:
         raise UserError(f"images in {path} have shape {images.shape}; expected four axes (N, H, W, C)")
     if images.dtype != np.uint8:

@@ -2,39 +2,21 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_lom.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 8192  # pixels per side; a square RGB image of this size takes 200 MB of memory
 _MAX_BYTES = 256 << 20
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # how a JPEG file begins, and how each scan of its pixels does
 _BIT_DEPTH = 24  # position in a PNG file
 _MAX_SCANS = 100  # of a progressive JPEG file; each takes the time of a whole picture
-
-
-def image_paths(folder: Path) -> list[Path]:
-    """Return the paths of the PNG and JPEG files in a folder, sorted by name. Subfolders are not searched.
-
-    Names that begin with a dot are left out, since other systems store files such as `._a.png` next to `a.png`.
-
-    Raises:
-        UserError: the folder contains no images, or cannot be read.
-    """
-    try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}; name a folder of images") from error
-    if not paths:
-        raise UserError(f"no images in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return paths
 
 
 def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.Image:
@@ -79,24 +61,29 @@ def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.
     return image
 
 
-def read_rgb(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Read an image file as RGB and bring it to `size`, (height, width), by `fit` with bilinear interpolation.
+def read_rgb(path: Path) -> tuple[Image.Image, bool]:
+    """Read an image file as RGB on a white background. Also return whether the background shows through.
 
     Raises:
-        UserError: `read_picture` fails, the image has transparent pixels, or is neither grey nor RGB.
+        UserError: `read_picture` fails, or the image is neither grey nor RGB.
     """
     image = read_picture(path)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:  # colours of transparent pixels are arbitrary
-            raise UserError(f"{path} has transparent pixels; put it on a background and save it without transparency")
+        if image.getchannel("A").getextrema()[0] < 255:
+            return on_white(image), True
     elif image.mode not in ("1", "L", "P", "RGB"):
         raise UserError(f"{path} is of mode {image.mode}; save it as grey or RGB")
-    return np.asarray(fit(image.convert("RGB"), size, Image.Resampling.BILINEAR))
+    return image.convert("RGB"), False
 
 
-def read_labels(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W"]:
-    """Read a PNG file of labels, which are grey values or palette indices; bring it to `size` by nearest neighbours.
+def on_white(image: Image.Image) -> Image.Image:
+    """Lay an RGBA image on white, since the colours of transparent pixels are arbitrary."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
+    """Read a PNG file of labels, which are grey values or palette indices.
 
     Raises:
         UserError: `read_picture` fails, or the image is in colour or in 2-bit or 4-bit grey.
@@ -106,8 +93,22 @@ def read_labels(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.nda
         raise UserError(f"{path} is of mode {image.mode}; labels are numbers 0..255: save it as 8-bit grey (mode L)")
     if image.mode == "L" and (bits := _content(path)[_BIT_DEPTH]) != 8:  # Pillow scales them to 0..255
         raise UserError(f"{path} has grey values of {bits} bits; labels are numbers 0..255: save it as 8-bit grey")
-    values = Image.fromarray(np.asarray(image).astype(np.uint8))
-    return np.asarray(fit(values, size, Image.Resampling.NEAREST))
+    return np.asarray(image).astype(np.uint8)
+
+
+def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
+    """Read a PNG file that shows one object: black or palette index 0 outside, and white or another index inside.
+
+    Raises:
+        UserError: `read_picture` fails, or the image is in colour.
+    """
+    image = read_picture(path, formats=("PNG",))
+    values = np.asarray(image)
+    if image.mode in ("RGB", "RGBA") and (values[..., :3] == values[..., :1]).all():
+        values = values[..., 0]
+    elif image.mode not in ("1", "L", "P"):
+        raise UserError(f"{path} is of mode {image.mode}; the mask of one object is black and white: save it as grey")
+    return values > (127 if image.mode != "P" and values.max() > 1 else 0)
 
 
 def _content(path: Path) -> bytes:
@@ -124,14 +125,58 @@ def _num_headers(png: bytes) -> int:
     return number
 
 
-def fit(image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resampling) -> Image.Image:
-    """Crop about the centre to the aspect ratio of `size`, (height, width), and resize; None changes nothing."""
+def fit(
+    image: Image.Image, size: tuple[int, int] | None, resampling: Image.Resampling, *, pad: bool = False
+) -> Image.Image:
+    """Bring an image to `size`, (height, width): cropped about the centre to its aspect ratio, and resized.
+
+    With `pad`, an image that is larger is made smaller, and gets borders of black, or of label 0. A `size` of None
+    changes nothing.
+    """
     if size is None or size == (image.height, image.width):
         return image
     scale = min(image.height / size[0], image.width / size[1])
+    if pad:
+        scale = max(image.height / size[0], image.width / size[1], 1)
+        height, width = (max(round(length / scale), 1) for length in (image.height, image.width))
+        padded = Image.new(image.mode, (size[1], size[0]))
+        padded.paste(image.resize((width, height), resampling), ((size[1] - width) // 2, (size[0] - height) // 2))
+        return padded
     height, width = (max(round(length * scale), 1) for length in size)
     top, left = (image.height - height) // 2, (image.width - width) // 2
     return image.crop((left, top, left + width, top + height)).resize((size[1], size[0]), resampling)
+
+
+def fit_pixels(
+    pixels: UInt8[np.ndarray, "H W *C"],
+    size: tuple[int, int] | None,
+    resampling: Image.Resampling,
+    *,
+    pad: bool = False,
+) -> UInt8[np.ndarray, "h w *C"]:
+    """Return `fit` of an array: labels (H, W), or an image of 1 or 3 channels."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    fitted = np.asarray(fit(picture, size, resampling, pad=pad))
+    return fitted.reshape(*fitted.shape[:2], *pixels.shape[2:])
+
+
+def size_notes(place: str | Path, sizes: Mapping[tuple[int, int], int], size: tuple[int, int], pad: bool) -> list[str]:
+    """Return one line with the sizes of images, by number of images, and the size that they were brought to, or none.
+
+    Sizes are (height, width).
+    """
+    if set(sizes) == {size}:
+        return []
+    is_in_shape = all(height * size[1] == width * size[0] for height, width in sizes)
+    how = "padded with black" if pad else "resized" if is_in_shape else "cropped and resized"
+    common = max(sizes, key=lambda one: sizes[one])
+    others = f" and {len(sizes) - 1:,} other sizes" if len(sizes) > 1 else ""
+    return [f"{place}: images of {size_text(common)}{others} (height x width) are {how} to {size_text(size)}"]
+
+
+def transparency_note(place: str | Path, number: int) -> str:
+    """Return the line about images whose background was transparent."""
+    return f"{place}: {number:,} images have transparent pixels, which are laid on white"
 
 
 def size_text(size: tuple[int, ...]) -> str:

@@ -52,7 +52,7 @@ def reading(path: Path) -> Iterator[None]:
         UserError: the file is damaged, cannot be read, or takes more than 1.5 GiB of memory.
     """
     try:
-        with _limited_memory():
+        with limited_memory():
             yield
     except PermissionError as error:
         raise UserError(f"cannot read {path}: permission denied; ask its owner or name another file") from error
@@ -185,7 +185,7 @@ def _source_shape(dataset: h5py.Dataset, file: h5py.File, path: Path, name: str)
 
 
 @contextmanager
-def _limited_memory() -> Iterator[None]:
+def limited_memory() -> Iterator[None]:
     """Limit what this process may allocate, since HDF5 does not limit what a compressed chunk unpacks to."""
     status = Path("/proc/self/status")
     if not status.exists():  # not on Linux

@@ -181,9 +181,12 @@ def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
         ),
         (["render", "objects-room", "out.h5", "--seed", "4294967296"], "--seed is 4294967296: it must be from 0 to"),
         (["render", "objects-room", "out.h5", "--workers", "257"], "--workers is 257: it must be from 1 to 256"),
-        (["import", "objects-room", ".", "out.h5"], ". is a folder, but objects-room is read from a file"),
-        (["import", "images", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but images is read from a folder"),
-        (["import", "shapestacks", str(ROOMS), "out.h5"], f"{ROOMS} is a file, but shapestacks is read from a folder"),
+        (
+            ["import", "objects-room", ".", "out.h5"],
+            ". is a folder, but objects-room is read from a TFRecord file or an HDF5 file",
+        ),
+        (["import", "images", str(ROOMS), "out.h5"], f"{ROOMS} is a TFRecord file, but images is read from a folder"),
+        (["import", "shapestacks", str(ROOMS), "out.h5"], f"{ROOMS} is a TFRecord file, but shapestacks is read from"),
         (["import", "images", ".", "out.h5"], "no images in .: expected files ending in .png, .jpg, .jpeg"),
         (["import", "shapestacks", ".", "out.h5"], "cannot read splits/default/train.txt: No such file or directory"),
         (
@@ -199,9 +202,8 @@ def test_damage_is_left_out_on_request_and_reported(command, refused, rooms):
         (["import", "objects-room", str(ROOMS), "out.h5", "--num", "0"], "--num is 0: it must be from 1 to 1000000000"),
         (
             ["import", "objects-room", str(ROOMS), "out.h5", "--masks", "."],
-            "--masks and --num-background are for images",
+            "--masks, --num-background and --fit are for images",
         ),
-        (["import", "images", ".", "out.h5", "--masks", "."], "--masks and --num-background go together: give both"),
         (["import", "objects-room", str(ROOMS), "there.h5"], "there.h5 exists already: remove it or name another file"),
         (["info", "none"], "no such file or folder: none"),
         (["info", "there.h5"], "cannot read there.h5: not an HDF5 file, or truncated or damaged"),
@@ -220,7 +222,7 @@ def test_hdf5_that_is_not_from_object_centric_library(refused, command, data):
     line = refused("import", "objects-room", data, "out.h5")
     assert line.startswith(f'{data} has no "image" (it holds factors, images, labels); name a *-full.hdf5 file')
     line = refused("import", "objects-room-empty-room", data, "out.h5")
-    assert line == f"{data} is an HDF5 file, but objects-room-empty-room was published as TFRecords only"
+    assert line == f"{data} is an HDF5 file, but objects-room-empty-room is read from a TFRecord file"
 
 
 @pytest.mark.parametrize("kept", [10, 1000, -1])
@@ -470,7 +472,7 @@ def test_info_of_a_folder(command, towers):
     for k in range(3):
         Image.fromarray(towers.images[k]).save(f"mine/{k}.png")
     code, out, err = command("info", "mine", "--sheet", "sheet.png")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "mine: 3 *.png as images\n")
     assert "labels         none\n" in out
     assert sorted(os.listdir()) == ["mine", "sheet.png"]
 

@@ -238,7 +238,7 @@ def test_without_factors(lom):
 def test_without_objects(lom):
     background = np.minimum(np.asarray(lom.scenes.labels), 1)
     with_scenes(lom, labels=background)
-    assert measure("ari", lom, SETTINGS)["ari_fg_encoder"] is None
+    assert measure("ari", lom, SETTINGS)["ari_fg_encoder"] == "no objects in the labels"
     assert measure("covering", lom, SETTINGS)["sc_encoder"] is None
     with pytest.raises(UserError, match="^stacks is for scenes of one stack: 0% of the real ones show one"):
         measure("stacks", lom, SETTINGS)
@@ -269,7 +269,8 @@ def test_a_number_is_kept_with_what_it_depends_on(lom):
     measure("ari", lom, SETTINGS, remember=True)
     measure("slot-order", lom, SETTINGS, remember=True)
     kept = {name: known["protocol"] for name, known in lom.run.read_json("evaluation.json").items()}
-    source = {"num_images": 16, "checkpoint": "step-00000006", "data": checksum(lom.scenes)}
+    source = {"num_images": 16} | lom.provenance
+    assert source.keys() == {"num_images", "checkpoint", "config", "data"}
     assert kept == {"ari": source, "slot-order": {"temperature": 0.8} | source}
 
 
@@ -349,7 +350,7 @@ def test_every_key_has_words_and_all_places_use_the_same(everything):
         assert "_" not in title(key) and "_" not in number(key, 1.0)
     assert len({title(key) for key in values}) == len(values)
     with_unit = {name for name, quantity in QUANTITIES.items() if quantity.unit}
-    of_likelihoods = {"kl", "kl_scene", "kl_slots", "elbo", "log_likelihood"}
+    of_likelihoods = {"kl", "kl_scene", "kl_slots", "elbo", "elbo_gap", "log_likelihood"}
     assert {split(key)[0] for key in values} & with_unit == {"rmse", "structure", "stacks"} | of_likelihoods
 
     row = Row(Path("runs/00000-tiny-seed0"), lom.config, "step-00000006", len(lom), values)

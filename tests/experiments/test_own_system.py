@@ -309,7 +309,7 @@ def test_cells_without_masks_have_the_reason(command, run, my_module):
         table = re.search(rf"\*\*{head}.*?\*\*\n\n(.*?)(\n\n|$)", tables, re.DOTALL).group(1).splitlines()
         names, _, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
         found = dict(zip(names, cells, strict=True))
-        assert (found["model"], found["runs"], found["images"]) == ("toy", "1", "72")
+        assert (found["model"], found["runs"], found["images (N)"]) == ("toy", "1", "72")
         if cell is None:
             assert re.fullmatch(r"-?[\d,]+\.\d+", found[column]), found
         else:

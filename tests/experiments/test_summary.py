@@ -175,7 +175,7 @@ def test_numbers_are_those_of_evaluate(scenes):
     """The end of a run has no metrics of its own: its numbers are equal to those that the metrics return."""
     held_out = held_out_of("lom-genesis-v2", scenes)
     found = summarise(held_out)
-    for name in set(summary.METRICS) - {"fd-pca64"}:
+    for name in set(summary.METRICS) - {"fd-pca64", "gap"}:
         for key, value in metrics.measure(name, held_out, {"temperature": 0.8}).items():
             assert found[key] == value
 

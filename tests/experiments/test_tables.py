@@ -38,8 +38,8 @@ def cells(text, head, start):
 def test_seeds_share_a_row():
     numbers = [1.0, 2.0, 4.5]
     text = table([row(seed, seed, {"fd_pca64_samples": number}) for seed, number in enumerate(numbers)])
-    assert cells(text, FD, "model") == ["model", "runs", "images", "FD-PCA64 ↓, samples"]
-    assert cells(text, FD, "tiny") == ["tiny", "3", "2000", "2.5 ± 1.8"]
+    assert cells(text, FD, "model") == ["model", "runs", "data", "size", "K", "images (N)", "FD-PCA64 ↓, samples"]
+    assert cells(text, FD, "tiny") == ["tiny", "3", "?", "32x32", "-", "2000", "2.5 ± 1.8"]
     assert "\nevaluate runs/00000-tiny-seed0 runs/00001-tiny-seed1 runs/00002-tiny-seed2\n" in text
 
 
@@ -54,7 +54,7 @@ def test_runs_with_another_orderless_pair_have_a_row_of_their_own():
 def test_one_run_has_no_deviation_and_percent_are_percent():
     text = table([row(0, 0, {"structure_samples": 0.8234})])
     head = "Structure: towers that stand, by a rule on pixels, % of scenes"
-    assert cells(text, head, "tiny") == ["tiny", "1", "2000", "82.3"]
+    assert cells(text, head, "tiny") == ["tiny", "1", "?", "32x32", "-", "2000", "82.3"]
     assert cells(text, head, "model")[-1] == "structure ↑, samples"
 
 
@@ -62,9 +62,9 @@ def test_a_unit_is_in_the_title_if_all_columns_have_it_and_in_the_columns_if_not
     text = table(
         [row(0, 0, {"kl_scene": 5.0, "kl_slots": 7.0, "rmse_ordered": 0.1, "explained_variance_ordered": 0.5})]
     )
-    assert cells(text, "KL, nats per scene", "model")[3:] == ["KL of the scene", "KL of the slots"]
+    assert cells(text, "KL, nats per scene", "model")[6:] == ["KL of the scene", "KL of the slots"]
     columns = ["RMSE ↓, ordered (per pixel and channel)", "explained variance of pixels ↑, ordered"]
-    assert cells(text, "Reconstruction", "model")[3:] == columns
+    assert cells(text, "Reconstruction", "model")[6:] == columns
 
 
 def test_other_options_are_another_row():
@@ -119,4 +119,34 @@ def test_lines_are_of_one_length():
 def test_the_number_of_images_is_a_range_if_runs_differ(images):
     rows = [row(n, n, {"kl_scene": 1.0})._replace(num_images=number) for n, number in enumerate(images)]
     expected = "2000" if images[0] == images[1] else "16 to 2000"
-    assert cells(table(rows), "KL, nats per scene", "tiny")[2] == expected
+    assert cells(table(rows), "KL, nats per scene", "tiny")[5] == expected
+
+
+def test_tables_say_what_was_evaluated_and_what_the_masks_are():
+    values = {"msc_encoder": 0.5, "ari_fg_encoder": 0.7, "elbo_gap_ordered": 12.34, "kl_scene": 1.0}
+    text = table([row(0, 0, values)._replace(data="rooms, version 1", num_slots=7)])
+    for head in ("Segmentation", "KL, nats per scene"):
+        assert cells(text, head, "model")[1:6] == ["runs", "data", "size", "K", "images (N)"]
+        assert cells(text, head, "tiny")[1:6] == ["1", "rooms, version 1", "32x32", "7", "2000"]
+    paragraphs = text.split("\n\n")
+    notes = {
+        head.strip("*").split(",")[0]: note
+        for head, _, note in zip(paragraphs, paragraphs[1:], paragraphs[2:], strict=False)
+    }
+    assert notes["Segmentation"].startswith(
+        "True masks are the labels of the data set. The masks of a column are those"
+    )
+    assert notes["Segmentation"].endswith("mSC is what the field also calls mBO, the mean best overlap of objects.")
+    assert (
+        notes["Samples and segmentation"].startswith("True masks are")
+        and "mBO" not in notes["Samples and segmentation"]
+    )
+    assert notes["Likelihood"].startswith("A large gap shows that scenes were learned by heart")
+    assert not notes["KL"].startswith(("True", "A large"))
+    assert cells(text, "Likelihood, nats per scene", "model")[-1] == "training minus held-out ELBO ↓, ordered"
+
+
+def test_runs_on_other_data_have_a_row_of_their_own():
+    values = {"kl_scene": 1.0}
+    rows = [row(0, 0, values)._replace(data="rooms"), row(1, 1, values)._replace(data="rooms at 48x48")]
+    assert cells(table(rows), "KL, nats per scene", "tiny (00001)")[2] == "rooms at 48x48"

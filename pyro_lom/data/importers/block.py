@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from pyro_lom.data.pictures import fit
+from pyro_lom.data.pictures import fit_pixels
+from pyro_lom.data.scenes import last_tenth_for_testing
 from pyro_lom.data.writer import Position, Scene, stacked
 from pyro_lom.errors import UserError
 
@@ -57,6 +59,8 @@ class Reader:
 
     size: int
     """Height and width of the resulting images."""
+    pad: bool = False
+    """Whether images that are not square get black borders, instead of being cropped."""
     num_background: int
     total: int
     """Size of the source, in `unit`s."""
@@ -74,7 +78,7 @@ class Reader:
         scenes: list[Scene] = []
         for scene, reached, done in self._scenes(place, damage):
             if scene is not None:
-                scenes.append(fitted(scene, self.size))
+                scenes.append(fitted(scene, self.size, pad=self.pad))
             if len(scenes) == max(1, BLOCK_BYTES // (3 * self.size**2)):
                 yield Block(*stacked(scenes), reached, done)
                 scenes = []
@@ -92,18 +96,77 @@ class Reader:
         """Return the rows of each split, given the number of scenes that were read."""
         return genesis_splits(num_scenes)
 
+    def remarks(self) -> list[str]:
+        """Return what the source contains, one line each, before it is read."""
+        return []
+
     def notes(self, place: Any) -> list[str]:
         """Return remarks for the user about the scenes up to `place`, one line each."""
         return []
 
 
-def fitted(scene: Scene, size: int) -> Scene:
+class RowPlace(TypedDict):
+    row: Position
+    damaged: list[Position]
+    on_white: Position
+
+
+class RowReader(Reader):
+    """A reader whose source has numbered scenes, perhaps in splits. A subclass reads one scene by `_scene(row)`.
+
+    Args:
+        splits: rows of the source by split; None means that the source has no splits.
+        num_rows: number of scenes in the source.
+        num: number of scenes to read, in proportion from each split; None reads all.
+    """
+
+    place_type = RowPlace
+    default_splits: Callable[[int], dict[str, range]] = staticmethod(last_tenth_for_testing)
+
+    def __init__(self, splits: dict[str, range] | None, num_rows: int, num: int | None = None):
+        self._has_splits = bool(splits)
+        splits = splits or {"all": range(num_rows)}
+        num_rows = sum(map(len, splits.values()))
+        self._names, ends = list(splits), list(accumulate(map(len, splits.values()), initial=0))
+        if num is not None and num < num_rows:
+            ends = [end * num // num_rows for end in ends]
+        shares = zip(splits.values(), pairwise(ends), strict=True)
+        self._rows = [row for rows, (first, last) in shares for row in rows[: last - first]]
+        self._ends, self.total = ends, len(self._rows)
+        self._damaged: list[int] = []
+        self.num_on_white = 0  # scenes whose transparent pixels were laid on white
+
+    def _scene(self, row: int) -> Scene:
+        """Read the scene in one row of the source; raises UserError if it is damaged."""
+        raise NotImplementedError
+
+    def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, dict[str, Any], int]]:
+        place = place or {"row": 0, "damaged": [], "on_white": 0}
+        self._damaged, self.num_on_white = list(place["damaged"]), place["on_white"]
+        if self._damaged != sorted({row for row in self._damaged if row < place["row"]}):
+            raise UserError("the damaged rows in the unfinished file are damaged themselves: remove it and repeat")
+        for number in range(place["row"], self.total):
+            scene = damage.unless_damaged(lambda number: self._scene(self._rows[number]), number)
+            if scene is None:
+                self._damaged.append(number)
+            place = {"row": number + 1, "damaged": list(self._damaged), "on_white": self.num_on_white}
+            yield scene, place, number + 1
+
+    def splits(self, num_scenes: int) -> dict[str, range]:
+        if not self._has_splits:
+            return self.default_splits(num_scenes)
+        ends = [end - sum(number < end for number in self._damaged) for end in self._ends]
+        splits = {split: range(*bounds) for split, bounds in zip(self._names, pairwise(ends), strict=True)}
+        return {split: rows for split, rows in splits.items() if rows}
+
+
+def fitted(scene: Scene, size: int, *, pad: bool = False) -> Scene:
     """Return the scene at `size`x`size` pixels, by `pictures.fit`: image bilinearly, labels by nearest neighbours."""
-    image, labels, _ = scene
-    image = fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR)
+    image = fit_pixels(scene.image, (size, size), Image.Resampling.BILINEAR, pad=pad)
+    labels = scene.labels
     if labels is not None:
-        labels = np.asarray(fit(Image.fromarray(labels), (size, size), Image.Resampling.NEAREST))
-    return scene._replace(image=np.asarray(image), labels=labels)
+        labels = fit_pixels(labels, (size, size), Image.Resampling.NEAREST, pad=pad)
+    return scene._replace(image=image, labels=labels)
 
 
 def genesis_splits(num_scenes: int, views: int = 1) -> dict[str, range]:

@@ -1,4 +1,4 @@
-"""Readers of Objects Room and CLEVR6 in the TFRecord files of Multi-Object Datasets.
+"""Readers of Objects Room and CLEVR6 in the TFRecord files of Multi-Object Datasets, and their base class.
 
 The files are published at github.com/google-deepmind/multi_object_datasets.
 They store each value of a pixel as a separate string, in three bytes. Objects Room has 123 GB unpacked, CLEVR 323 GB.
@@ -31,19 +31,24 @@ class _Place(TypedDict):
     moved: Position
 
 
-class _TFRecordReader(Reader, ABC):
-    """Base class of the two readers. The constructor raises a UserError if the published file cannot be opened."""
+class TFRecordReader(Reader, ABC):
+    """Base class of the readers. The constructor raises a UserError if the published file cannot be opened."""
 
     unit = "B"
     place_type = _Place
     source_size: tuple[int, int]
     crop = (slice(None), slice(None))
     """Rows and columns that are kept."""
+    num_channels = 3
+    entities_first = True
+    """Whether the axis of entities comes before those of rows and columns in `mask`, or after them."""
 
     def __init__(self, path: Path, size: int, num_entities: int):
         self.path, self.size, self.num_entities = path, size, num_entities
         height, width = self.source_size
-        self._max_bytes = 4 * (3 + num_entities) * height * width + (64 << 10)  # 3 bytes per value, and a margin
+        self._max_bytes = 4 * (self.num_channels + num_entities) * height * width + (
+            64 << 10
+        )  # 3 bytes per value, and a margin
         with TFRecordFile(path, self._max_bytes) as file:
             self.total = file.num_bytes
 
@@ -74,17 +79,21 @@ class _TFRecordReader(Reader, ABC):
 
     def _pixels(
         self, features: dict[str, memoryview], counts: dict[str, int]
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    ) -> tuple[UInt8[np.ndarray, "h w C"], UInt8[np.ndarray, "h w"]]:
         """Return the image and the labels within `crop`."""
         height, width = self.source_size
-        image = byte_values(features, "image", height * width * 3).reshape(height, width, 3)[self.crop]
+        image = byte_values(features, "image", height * width * self.num_channels)
         masks = byte_values(features, "mask", self.num_entities * height * width)
-        labels, is_partition = labels_of_masks(masks.reshape(self.num_entities, height, width)[:, *self.crop])
+        if self.entities_first:
+            masks = masks.reshape(self.num_entities, height, width)
+        else:
+            masks = masks.reshape(height, width, self.num_entities).transpose(2, 0, 1)
+        labels, is_partition = labels_of_masks(masks[:, *self.crop])
         counts["undivided"] += not is_partition
-        return image, labels
+        return image.reshape(height, width, self.num_channels)[self.crop], labels
 
 
-class ObjectsRoom(_TFRecordReader):
+class ObjectsRoom(TFRecordReader):
     """Reader of Objects Room. `num_entities` is 7; it is 10 in six_objects and identical_color, and 4 in empty_room."""
 
     num_background = 4
@@ -104,7 +113,7 @@ class ObjectsRoom(_TFRecordReader):
         return Scene(image, labels[0], {})
 
 
-class Clevr6(_TFRecordReader):
+class Clevr6(TFRecordReader):
     """Reader of the scenes in CLEVR (with masks) that have at most 6 objects, cropped to 192x192 and resized.
 
     Factors are taken from the file. `pixel_x` and `pixel_y` are converted to pixels of the resized crop.

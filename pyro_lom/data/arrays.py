@@ -1,0 +1,162 @@
+"""Conversion of arrays, in the forms in which people keep images and masks, to the form of `Scenes`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from pyro_lom.data.layout import MAX_SCENES
+from pyro_lom.data.pictures import LARGEST, on_white, size_text
+from pyro_lom.data.scenes import Scenes, last_tenth_for_testing
+from pyro_lom.errors import UserError
+
+_AT_ONCE = 1024  # scenes that are converted at once
+MAX_LABELS = 256
+
+
+def scenes_of(images: Any, labels: Any = None, *, num_background: int = 1) -> Scenes:
+    """Return arrays of images, and perhaps of labels, as scenes, the last tenth of which is for testing.
+
+    Args:
+        images: NumPy array or tensor (N, H, W, C), (N, C, H, W) or (N, H, W) of 1, 3 or 4 channels: integers from 0 to
+            255, or floats from 0 to 1. A fourth channel is the opacity, and the image is laid on white. `Scenes` are
+            returned as they are.
+        labels: integers (N, H, W), or one mask for each entity, as `label_converter` takes them.
+        num_background: number of background labels; labels below it are background.
+
+    Raises:
+        UserError: images or labels have another form or other values, or are not equally many.
+    """
+    if isinstance(images, Scenes):
+        found, of_pixels = images.images, images.labels
+        is_right = found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] in (1, 3)
+        if not is_right or (
+            of_pixels is not None and (of_pixels.dtype, of_pixels.shape) != (np.uint8, found.shape[:3])
+        ):
+            raise UserError("these Scenes are not of bytes (N, H, W, C): make them by scenes_of(images, labels)")
+        return images
+    found = _converted(images, image_converter, "images in scenes")
+    if labels is not None:
+        size = found.shape[1:3]
+        labels = _converted(labels, lambda *given: label_converter(*given[:2], size, given[2]), "labels in scenes")
+        if len(labels) != len(found):
+            raise UserError(f"there are {len(labels)} labels for {len(found)} images: pass one for each")
+    splits = last_tenth_for_testing(len(found))
+    return Scenes(found, labels, {}, num_background * (labels is not None), splits, name="arrays", version=0)
+
+
+def _converted(array: Any, converter: Callable, place: str) -> UInt8[np.ndarray, "N ..."]:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    array = np.asarray(array)
+    convert = converter(array, array, place)
+    return np.concatenate([convert(array[first : first + _AT_ONCE]) for first in range(0, len(array), _AT_ONCE)])
+
+
+def image_converter(images: Any, some: np.ndarray, place: str) -> Callable[[np.ndarray], UInt8[np.ndarray, "n H W C"]]:
+    """Return a function that converts rows of `images` to uint8 (n, H, W, C), with 1 or 3 channels.
+
+    Args:
+        images: an array on disk or in memory, of which only shape and dtype are used.
+        some: some of its rows. If they are floats up to 1, all values are multiplied by 255.
+        place: name of the array for messages.
+
+    Raises:
+        UserError: shape or dtype is wrong. The function raises it if values are not from 0 to 255.
+    """
+    shape, dtype = tuple(images.shape), images.dtype
+    axis = _channel_axis(shape)
+    if len(shape) not in (3, 4) or (len(shape) == 4 and axis is None):
+        raise UserError(f"{place} has the shape {shape}; expected (N, H, W, C) or (N, C, H, W) with 1, 3 or 4 channels")
+    if 0 in shape:
+        raise UserError(f"{place} is empty (shape {shape}); pass one image or more")
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        raise UserError(f"{place} is {dtype}; expected integers from 0 to 255, or floats from 0 to 1")
+    if shape[0] > MAX_SCENES or max(size_of(images)) > LARGEST:
+        raise UserError(f"{place} has the shape {shape}; expected at most {MAX_SCENES} of {LARGEST} pixels a side")
+    is_of_one = dtype.kind == "b" or (dtype.kind == "f" and float(np.fmax.reduce(some, axis=None)) <= 1)
+
+    def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W C"]:
+        rows = rows[..., None] if axis is None else np.moveaxis(rows, axis, -1)
+        if dtype != np.uint8:
+            low, high, most = float(rows.min()), float(rows.max()), 1 if is_of_one else 255
+            if not (-1e-3 <= low and high <= most + 1e-3):  # also if they are NaN
+                raise UserError(f"{place} has values from {low:.4g} to {high:.4g}; expected 0 to {most}: rescale them")
+            rows = (rows.astype(np.float64) * (255 if is_of_one else 1)).round().clip(0, 255).astype(np.uint8)
+        if rows.shape[-1] == 4:
+            rows = np.stack([np.asarray(on_white(Image.fromarray(row))) for row in np.ascontiguousarray(rows)])
+        return np.ascontiguousarray(rows)
+
+    return convert
+
+
+def size_of(images: Any) -> tuple[int, int]:
+    """Return (height, width) of an array in one of the forms that `image_converter` takes."""
+    return tuple(images.shape[2:4] if _channel_axis(images.shape) == 1 else images.shape[1:3])
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Return -1 or 1, or None if images have no axis of channels."""
+    return next((axis for axis in (-1, 1) if len(shape) == 4 and shape[axis] in (1, 3, 4)), None)
+
+
+def label_converter(
+    labels: Any, some: np.ndarray, size: tuple[int, int], place: str
+) -> Callable[[np.ndarray], UInt8[np.ndarray, "n H W"]]:
+    """Return a function that converts rows of `labels` to uint8 (n, H, W), for images of `size`, (height, width).
+
+    `labels` are integers (N, H, W) or (N, H, W, 1), or masks of K entities, 0 where an entity is not: (N, K, H, W),
+    (N, K, H, W, C), (N, H, W, K) or (N, H, W, K, 1). If the masks of the first scene cover the image, an entity's label
+    is its number from 0. If not, it is its number from 1, and pixels of no mask have label 0.
+
+    Raises:
+        UserError: shape or dtype is wrong. The function raises it if a label is not from 0 to 255.
+    """
+    shape, kind = tuple(labels.shape), labels.dtype.kind
+    inner = shape[1:]
+    while len(inner) > 2 and inner[-1] == 1:
+        inner = inner[:-1]
+    if inner[:1] == (1,) and inner[1:3] == size:  # (N, 1, H, W)
+        inner = inner[1:]
+    expected = f"integers or bool, (N, H, W) or one mask an entity (N, K, H, W), of size {size_text(size)}"
+    if inner == size and kind in "bui":
+
+        def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W"]:
+            rows = rows.reshape(len(rows), *size)
+            if not (0 <= rows.min() and rows.max() < MAX_LABELS):
+                raise UserError(
+                    f"{place} has labels from {rows.min()} to {rows.max()}; expected 0 to 255: renumber them"
+                )
+            return rows.astype(np.uint8)
+
+        return convert
+    if len(inner) == 4 and inner[1:3] == size:  # (N, K, H, W, C): all channels are equal
+        axis = 1
+    elif len(inner) == 3 and size in (inner[:2], inner[1:]):
+        axis = 1 if inner[1:] == size else 3
+    else:
+        axis = None
+    if axis is None or kind not in "buif" or (num_entities := shape[axis]) >= MAX_LABELS:
+        raise UserError(f"{place} is {labels.dtype} {shape}; expected {expected}")
+
+    def present(rows: np.ndarray) -> np.ndarray:
+        masks = np.moveaxis(rows, axis, 1)
+        masks = masks.reshape(len(rows), num_entities, *size, -1)[..., 0]
+        if kind == "b":
+            return masks
+        low, high = rows.min(), rows.max()
+        if not (low >= 0 and high <= 255):
+            raise UserError(f"{place} has values from {low} to {high}; expected masks of 0 and 1, or of 0 and 255")
+        return masks > (0.5 if high <= 1 else 127)
+
+    first = int(not present(some[:1]).any(1).all())
+
+    def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W"]:
+        masks = present(rows)
+        return np.where(masks.any(1), masks.argmax(1) + first, 0).astype(np.uint8)
+
+    return convert

@@ -1,0 +1,150 @@
+"""Arrays in .npz, .npy and HDF5 files as numpy and h5py write them, among them the layout of EMORL."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pyro_lom.data.importers.array_file import ArrayFile
+from pyro_lom.data.importers.block import Damage
+from pyro_lom.errors import UserError
+
+N, SIDE, K = 20, 32, 4
+
+
+@pytest.fixture
+def scenes():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
+    return images, rng.integers(0, K, (N, SIDE, SIDE), dtype=np.uint8)
+
+
+def one_hot(labels):
+    return (labels[:, None] == np.arange(K)[None, :, None, None])[..., None].astype(np.uint8) * 255
+
+
+def read_all(reader, place=None, skip=False):
+    damage = Damage("file", skip, [])
+    blocks = list(reader.blocks(place, damage))
+    images = np.concatenate([block.images for block in blocks])
+    labels = None if blocks[0].labels is None else np.concatenate([block.labels for block in blocks])
+    return images, labels, damage.positions
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("names", [("images", "labels"), ("x", "masks"), ("imgs", "mask")])
+def test_npz(tmp_path, scenes, save, names):
+    images, labels = scenes
+    save(tmp_path / "a.npz", **{names[0]: images.transpose(0, 3, 1, 2), names[1]: one_hot(labels)})
+    reader = ArrayFile(tmp_path / "a.npz", None)
+    found = read_all(reader)
+    np.testing.assert_array_equal(found[0], images)
+    np.testing.assert_array_equal(found[1], labels)
+    assert (reader.size, reader.num_background, reader.total) == (SIDE, 1, N)
+    assert reader.splits(N) == {"train": range(18), "test": range(18, 20)}
+    path = tmp_path / "a.npz"
+    assert reader.remarks() == [f"{path}: images (20, 3, 32, 32); labels below 1 are background"]
+
+
+def test_labels_that_are_pickled_or_no_masks_are_left_out_and_named(tmp_path, scenes):
+    path = tmp_path / "multi_dsprites.npz"
+    np.savez(path, x=scenes[0], labels=np.array({"shape": [1]}, object))  # as in addtt/multi-object-datasets
+    reader = ArrayFile(path, None)
+    assert read_all(reader)[1] is None and reader.num_background == 0
+    assert [line.partition(" in ")[0] for line in reader.remarks()[1:]] == ["labels"]
+    assert "is pickled" in reader.remarks()[1]
+    np.savez(path, images=scenes[0], labels=np.arange(N))  # classes
+    reader = ArrayFile(path, None)
+    assert read_all(reader)[1] is None
+    assert reader.remarks()[1] == f"labels in {path} is no array of pictures, and is left out"
+
+
+def test_npy_and_sizes(tmp_path, scenes):
+    np.save(tmp_path / "a.npy", scenes[0][:, :, 4:28] / 255)
+    with pytest.raises(UserError, match="images in .*a.npy are 32x24, no square: pass --size, such as 64"):
+        ArrayFile(tmp_path / "a.npy", None)
+    cropped = ArrayFile(tmp_path / "a.npy", 24)
+    np.testing.assert_array_equal(read_all(cropped)[0], scenes[0][:, 4:28, 4:28])
+    padded = ArrayFile(tmp_path / "a.npy", 32, pad=True)
+    np.testing.assert_array_equal(read_all(padded)[0][:, :, 4:28], scenes[0][:, :, 4:28])
+    assert padded.remarks()[1].endswith("images of 32x24 (height x width) are padded with black to 32x32")
+
+
+@pytest.fixture
+def emorl(tmp_path, scenes):
+    """EMORL's HDF5 file: images and masks have channels, and are floats or bytes from 0 to 255."""
+    images, labels = scenes
+    path = tmp_path / "multi_dsprites.h5"
+    with h5py.File(path, "w") as file:
+        for name, rows in {"train": slice(0, 12), "val": slice(12, 15), "test": slice(15, 20)}.items():
+            file[f"{name}/imgs"] = images[rows].astype(np.float32)
+            masks = np.repeat(one_hot(labels[rows]), 3, -1)
+            file.create_dataset(f"{name}/masks", data=masks, chunks=(2, K, 16, 16, 3), compression="gzip")
+        file["test/factors"] = np.zeros((5, 11, 9))
+    return path
+
+
+def test_emorl(emorl, scenes):
+    reader = ArrayFile(emorl, None)
+    images, labels, _ = read_all(reader)
+    np.testing.assert_array_equal(images, scenes[0])
+    np.testing.assert_array_equal(labels, scenes[1])
+    assert reader.splits(N) == {"train": range(12), "validation": range(12, 15), "test": range(15, 20)}
+    half = ArrayFile(emorl, None, num=10)
+    np.testing.assert_array_equal(read_all(half)[0], scenes[0][[*range(6), 12, *range(15, 18)]])
+    assert half.splits(10) == {"train": range(6), "validation": range(6, 7), "test": range(7, 10)}
+
+
+def test_emorl_without_masks_for_training(emorl, scenes):
+    with h5py.File(emorl, "a") as file:
+        del file["train/masks"]
+    reader = ArrayFile(emorl, None)
+    labels = read_all(reader)[1]
+    assert not labels[:12].any()
+    np.testing.assert_array_equal(labels[12:], scenes[1][12:])
+    assert reader.remarks()[-1] == f"train in {emorl} has no masks: its labels are 0"
+
+
+def test_our_own_layout_keeps_splits_and_background(tmp_path, scenes):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = scenes
+        file.attrs.update(num_background=2, split_train=[5, 20], split_test=[0, 5])
+    reader = ArrayFile(tmp_path / "a.h5", 48)
+    assert read_all(reader)[0].shape == (N, 48, 48, 3)
+    assert reader.num_background == 2
+    assert {name: len(rows) for name, rows in reader.splits(N).items()} == {"train": 15, "test": 5}
+
+
+def test_goes_on_from_any_block(emorl, scenes, monkeypatch):
+    monkeypatch.setattr("pyro_lom.data.importers.block.BLOCK_BYTES", 3 * SIDE**2 * 7)
+    blocks = list(ArrayFile(emorl, None).blocks(None, Damage("file", False, [])))
+    assert [len(block.images) for block in blocks] == [7, 7, 6]
+    for number in range(2):
+        rest = read_all(ArrayFile(emorl, None), place=blocks[number].place)
+        np.testing.assert_array_equal(rest[0], scenes[0][7 * (number + 1) :])
+
+
+def test_damage(tmp_path, scenes):
+    images, labels = scenes[0].astype(np.float32), scenes[1].astype(np.int32)
+    images[7], labels[9] = np.nan, 1000
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    with pytest.raises(UserError, match="file: image 7 is damaged: images in .*a.npz has values from nan to nan"):
+        read_all(ArrayFile(tmp_path / "a.npz", None))
+    found = read_all(ArrayFile(tmp_path / "a.npz", None), skip=True)
+    assert (len(found[0]), found[2]) == (18, ["image 7", "image 9"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"faces": np.zeros((4, 8, 8, 3))}, r"a.npz has no images \(it holds faces\): name an array of them images"),
+        ({"images": np.zeros((4, 8, 8, 2))}, "expected .N, H, W, C. or .N, C, H, W. with 1, 3 or 4 channels"),
+        ({"images": np.zeros((0, 8, 8, 3))}, "is empty"),
+        ({"images": np.zeros((4, 8, 9000), np.uint8)}, "expected at most 100000000 of 8192 pixels a side"),
+        ({"images": np.zeros((4, 8, 8)), "masks": np.zeros((4, 8, 7), int)}, r"labels in .* is int64 \(4, 8, 7\)"),
+        ({"images": np.zeros((4, 8, 8)), "masks": np.zeros((3, 8, 8), int)}, "has 3 labels for 4 images: store one"),
+    ],
+)
+def test_wrong_arrays(tmp_path, arrays, reason):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=reason):
+        ArrayFile(tmp_path / "a.npz", None)

@@ -1,0 +1,147 @@
+"""Arrays in NumPy's files, which numpy itself wrote, and hostile ones: bounded memory, nothing unpickled."""
+
+import io
+import os
+import resource
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from pyro_lom.data.npy import NpyArray, npz_arrays
+from pyro_lom.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_in_any_order(tmp_path, save):
+    save(tmp_path / "a.npz", images=IMAGES, masks=IMAGES[..., :1].astype(np.int64))
+    arrays, notes = npz_arrays(tmp_path / "a.npz")
+    assert (list(arrays), notes) == (["images", "masks"], [])
+    images = arrays["images"]
+    assert (images.shape, images.dtype, images.ndim, len(images)) == (IMAGES.shape, np.uint8, 4, 20)
+    for rows in (slice(0, 3), slice(3, 9), slice(15, 99), slice(2, 4), slice(5, 5)):
+        np.testing.assert_array_equal(images[rows], IMAGES[rows])
+    np.testing.assert_array_equal(arrays["masks"][3:4], IMAGES[3:4, ..., :1])
+
+
+def test_a_single_array(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES.astype(">f4"))
+    np.testing.assert_array_equal(NpyArray(tmp_path / "a.npy")[4:6], IMAGES[4:6])
+
+
+def test_pickles_are_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x=IMAGES, labels=np.array([Evil()], object))
+    arrays, notes = npz_arrays(tmp_path / "a.npz")
+    assert list(arrays) == ["x"]
+    assert notes == [
+        f"labels in {tmp_path / 'a.npz'} is pickled, which may run code, and is not read: save it as numbers"
+    ]
+    np.savez("b.npz", labels=np.array([Evil()], object))
+    with pytest.raises(UserError, match="labels in .*b.npz is pickled"):
+        npz_arrays(tmp_path / "b.npz")
+    assert not (tmp_path / "unpickled").exists()
+
+
+def header(shape, dtype="|u1"):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})
+    return file.getvalue()
+
+
+def write(path, content, method=zipfile.ZIP_DEFLATED, name="images.npy"):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "images in .*a.npz: truncated or damaged"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "truncated or damaged"),
+        (b"\x93NUMPY\x09\x00" + header((1, 2))[8:], "truncated or damaged|has fields"),
+        (header((3, 10**9, 10**9)), "a scene may take 512 MiB at most"),
+        (header((3, 4, 4), "<U4"), "images in .*a.npz is <U4; expected an array of numbers"),
+        (header((3, 4, 4), "|V7"), "expected an array of numbers"),
+        (b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 117 + b"\n", "truncated or damaged"),
+        (header((2**62, 4, 4)) + bytes(16), None),
+    ],
+)
+def test_headers(tmp_path, content, reason):
+    write(tmp_path / "a.npz", content)
+    if reason:
+        with pytest.raises(UserError, match=reason):
+            npz_arrays(tmp_path / "a.npz")
+        return
+    images = npz_arrays(tmp_path / "a.npz")[0]["images"]
+    assert (images[:1] == 0).all()
+    with pytest.raises(UserError, match="cannot read images in .*a.npz: truncated or damaged .it ends in row 1 of"):
+        images[:2]
+
+
+def test_a_bomb_is_read_by_rows(tmp_path):
+    """Two gigabytes of zeros in two megabytes."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            member.write(header((2 << 9, 1 << 10, 1 << 10)))
+            for _ in range(64):
+                member.write(bytes(1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images = npz_arrays(tmp_path / "a.npz")[0]["images"]
+    assert not images[60:62].any()
+    with pytest.raises(UserError, match="takes more memory than a data file may|it ends in row"):
+        images[:]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10
+
+
+def test_other_archives(tmp_path):
+    write(tmp_path / "a.npz", header((2, 2)) + bytes(4), zipfile.ZIP_LZMA)
+    with pytest.raises(UserError, match="is compressed by another method: save it with numpy.savez_compressed"):
+        npz_arrays(tmp_path / "a.npz")
+    write(tmp_path / "b.npz", b"text", name="readme.txt")
+    with pytest.raises(UserError, match="b.npz contains no arrays: save them with numpy.savez"):
+        npz_arrays(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", images=np.asfortranarray(IMAGES))
+    with pytest.raises(UserError, match="is stored column by column: save numpy.ascontiguousarray of it"):
+        npz_arrays(tmp_path / "c.npz")
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        for number in range(10_001):
+            archive.writestr(f"{number}.npy", b"")
+    with pytest.raises(UserError, match="d.npz contains 10001 files; expected at most 10000"):
+        npz_arrays(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage(tmp_path, seed):
+    """Bytes that change anywhere: the right rows or one line."""
+    rng, path = np.random.default_rng(seed), tmp_path / "a.npz"
+    (np.savez if seed % 2 else np.savez_compressed)(path, images=IMAGES[:4])
+    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        content[rng.integers(len(content) if seed % 4 < 2 else 200)] = rng.integers(256)
+    if seed % 5 == 0:
+        del content[rng.integers(len(content)) :]
+    path.write_bytes(content)
+    try:
+        for array in npz_arrays(path)[0].values():
+            array[:]
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_size_that_lies(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", images=IMAGES)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = struct.pack("<I", 100)  # the unpacked size in the directory
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="truncated or damaged"):
+        npz_arrays(tmp_path / "a.npz")[0]["images"][:]
