@@ -42,6 +42,8 @@ class EfficientMorlGuide(Guide):
         attention: maps slots, raw parameters and pixels to new raw parameters (`StochasticSlotAttention`).
         refinement: maps raw parameters and a gradient to new raw parameters (`Refinement`).
         num_refinements: number of steps of refinement (A.4.1).
+        first_gradient_of_top: the first gradient is that of L_0 (`losses`), as published. Otherwise it is that of the
+            later refinements, the loss L_i of q_3 as it is.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class EfficientMorlGuide(Guide):
         attention: nn.Module,
         refinement: nn.Module,
         num_refinements: int = 2,
+        first_gradient_of_top: bool = True,
     ):
         super().__init__()
         self.borrow("model", model)
         self.num_refinements = num_refinements
+        self.first_gradient_of_top = first_gradient_of_top
         self.encoder = encoder
         self.attention = attention
         self.refinement = refinement
@@ -89,7 +93,9 @@ class EfficientMorlGuide(Guide):
             layers.append(raw)
         samples = [_sample(layers[2], of_third), _sample(layers[1], of_second), _sample(raw, of_decoded)]
         posteriors, hidden = [*layers], None
-        loss, given = self._first_loss, (of_decoded, of_third, layers[1])
+        loss, given = self._refined_loss, (of_decoded, samples[1])
+        if self.first_gradient_of_top:
+            loss, given = self._first_loss, (of_decoded, of_third, layers[1])
         for epsilon in refining:
             gradient = _gradient(partial(loss, error_weight=error_weight), raw, images, *given)
             raw, hidden = self.refinement(raw, gradient, hidden)

@@ -30,6 +30,9 @@ class EmorlInference:
     """Channels of the encoder."""
     num_refinements: Annotated[int, within(1, 64)] = 2
     """Steps of iterative refinement (A.4.1)."""
+    first_gradient: Literal["published", "refined"] = "published"
+    """Loss whose gradient the first refinement follows: that of step 0, as published, or that of all later refinements
+    (departure), which also contains KL(q(o_1) || p(o_1 | o_2))."""
     free_nats_per_dim: NotNegative = 0.75
     """lambda / Dz: floor of each KL of the hierarchy, in nats per dimension of a slot (A.4.2)."""
 
@@ -49,6 +52,7 @@ class EmorlInference:
             attention=attention,
             refinement=Refinement(slots.slot_dim, width=self.encoder_width),
             num_refinements=self.num_refinements,
+            first_gradient_of_top=self.first_gradient == "published",
         )
         nats = FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)
         return Pair(model, guide, slots.criterion(image_shape, {site: nats for site in ("o_3", "o_2", "o_1")}))
@@ -126,6 +130,7 @@ EMORL_TOWERS = replace(
         encoder=_SLOTS.encoder,
         encoder_width=_SLOTS.encoder_width,
         num_refinements=1,
+        first_gradient="refined",
         free_nats_per_dim=0.0,
     ),
     train=replace(GENESIS_V2_TOWERS.train, steps=10_000, learning_rate=4e-3),
@@ -133,8 +138,8 @@ EMORL_TOWERS = replace(
 """The orderless model of lom-emorl-towers, alone.
 
 It has the encoder and the decoder of the demo, and an attention that starts as soft k-means over pixels. There is
-one slot more than a scene has things, because slots start at random (`ARCHITECTURE.md`). It refines once. Sigma is
-0.1, as on CLEVR6, so that the gradient of the refinement depends on the error.
+one slot more than a scene has things, because slots start at random (`ARCHITECTURE.md`). It refines once, by a gradient
+that depends on the prior of o_1. Sigma is 0.1, as on CLEVR6, so that this gradient depends on the error.
 """
 
 SYSTEMS = (Emorl,)

@@ -140,10 +140,11 @@ class TestRefinement:
         assert len(posterior.earlier) == 2 + num_refinements
         assert torch.isfinite(posterior.loc).all()
 
-    @pytest.mark.parametrize("error_weight", [1.0, 3.0])
-    def test_it_reads_the_gradients_of_the_published_losses(self, pair, error_weight):
-        """Of the mean over scenes of L_0, whose KLs depend on a sample of q_3, and of L_1."""
+    @pytest.mark.parametrize(("error_weight", "of_top"), [(1.0, True), (3.0, True), (1.0, False)])
+    def test_it_reads_the_gradients_of_the_losses(self, pair, error_weight, of_top):
+        """Of the mean over scenes of L_0, whose KLs depend on a sample of q_3, and of L_1; or twice of L_1."""
         model, guide = pair
+        guide.first_gradient_of_top = of_top
         raws, gradients = [], []
 
         @guide.refinement.register_forward_pre_hook
@@ -175,10 +176,11 @@ class TestRefinement:
             kl = kl_divergence(normal(raw), standard) + kl_divergence(second, given_third)
             return (error(raw, decoded) + kl.sum(1)).mean()
 
-        def later(raw):
-            return (error(raw, refined) + kl_divergence(normal(raw), given_second).sum(1)).mean()
+        def later(raw, epsilon=refined):
+            return (error(raw, epsilon) + kl_divergence(normal(raw), given_second).sum(1)).mean()
 
-        for loss, raw, gradient in zip((first, later), raws, gradients, strict=True):
+        losses = (first if of_top else partial(later, epsilon=decoded), later)
+        for loss, raw, gradient in zip(losses, raws, gradients, strict=True):
             close(torch.autograd.functional.jacobian(loss, raw.detach()), gradient)
 
     def test_no_graph_of_the_gradient_is_kept(self, pair):
