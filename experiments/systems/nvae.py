@@ -104,7 +104,7 @@ NVAE_TOWERS = Config(
     preset="nvae-towers",
     model=Nvae(width=8, groups=(2, 2, 2), latent_channels=8, cells_per_group=1, image_scale=0.1),
     train=Train(
-        steps=3000,
+        steps=2000,
         batch_size=16,
         learning_rate=2e-3,
         warmup_steps=100,
