@@ -27,7 +27,7 @@ def here(monkeypatch):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "system",
-    some_slow(SYSTEMS, ["genesis-v2"]),
+    some_slow(SYSTEMS, ["vae"]),
 )
 def test_a_row_of_every_system(system):
     [settings] = _settings(Arguments((system,), slots=(7,), batch_sizes=(1,), steps=2, device="cpu"))

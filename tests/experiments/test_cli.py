@@ -249,8 +249,8 @@ def test_uninstalled_it_says_so(path, missing, name, tmp_path):
     ("redirected", "code", "err"),
     [
         (">/dev/full", 2, "error: cannot write what is printed: the disk is full; make room, then repeat\n"),
-        ("2>/dev/full", 0, ""),
-        (">&-", 0, ""),
+        pytest.param("2>/dev/full", 0, "", marks=pytest.mark.slow),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
         (">&- 2>&- <&-", 0, ""),
     ],
 )
