@@ -1,4 +1,6 @@
-"""Every test runs with shapes and types checked, Pyro's validation on, its parameter store empty, and torch seeded."""
+"""Every test runs with shapes and types checked, Pyro's validation on, an empty parameter store, and torch seeded."""
+
+import signal
 
 import jaxtyping
 
@@ -15,6 +17,7 @@ import torch  # noqa: E402
 from pyro_lom.data.renderers.objects_room import ObjectsRoom  # noqa: E402
 from pyro_lom.data.renderers.view import mujoco_with_gl  # noqa: E402
 from pyro_lom.errors import UserError  # noqa: E402
+from pyro_lom.training.signals import STOP_SIGNALS  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -27,8 +30,11 @@ def pytest_addoption(parser):
 def clean_slate():
     pyro.clear_param_store()
     torch.manual_seed(0)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with pyro.validation_enabled():
         yield
+    for number, handler in handlers.items():  # a command that was stopped ignores further signals
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

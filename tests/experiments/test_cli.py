@@ -19,7 +19,6 @@ from experiments.systems import preset
 from pyro_lom.errors import UserError
 from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.runs import Run
-from pyro_lom.training.signals import STOP_SIGNALS
 from pyro_lom.training.trainer import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +36,6 @@ class Options:
     steps: int = 5
     rate: float | None = None
     inner: Inner = field(default_factory=Inner)
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def parse(*arguments, kind=Options, **options):

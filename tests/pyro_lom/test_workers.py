@@ -55,6 +55,7 @@ def sleeping(tmp_path):
     )
     yield process, [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
+    process.communicate()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
