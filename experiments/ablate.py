@@ -24,12 +24,12 @@ from experiments.evaluation.reading import TEMPERATURE, sample_scenes
 from experiments.evaluation.tables import grid
 from experiments.evaluation.words import number, title
 from experiments.fit import Arguments as Fit
-from experiments.fit import anchored
 from experiments.fit import parse as parse_fit
 from experiments.loading import read_data
 from experiments.systems import build, check, preset
 from experiments.training.devices import check_number
 from experiments.training.launching import Job, train
+from experiments.training.opening import anchored
 from pyro_lom import figures
 from pyro_lom.errors import UserError, printable
 

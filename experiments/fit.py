@@ -20,14 +20,14 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.config import Config, Count, Model, Processes, check_value, overrides, to_dict
+from experiments.config import Config, Count, Model, Processes, check_value, to_dict
 from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
 from experiments.evaluation.reading import signs_of_binding
 from experiments.evaluation.summary import summarise, summary_lines
-from experiments.loading import EMBEDDED, Origin, check_scenes, read_config, read_data, read_origin, remarks, start_from
+from experiments.loading import Origin, check_scenes, read_config, read_data, remarks, start_from
 from experiments.options import refuse_foreign_options
-from experiments.parts import Factory, check_names, check_records, records
+from experiments.parts import Factory, check_records, records
 from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
 from experiments.systems.options import SystemOptions
 from experiments.training.devices import (
@@ -38,6 +38,7 @@ from experiments.training.devices import (
     processes,
     with_global_batch_size,
 )
+from experiments.training.opening import check_resumption, open_run
 from experiments.training.optimizers import optimizer
 from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
@@ -191,7 +192,7 @@ def fit(
     given, config = config, with_global_batch_size(config, global_batch_size, devices * num_nodes, accumulate)
     origin = Origin()
     if resume is not None:
-        origin = _check_resumption(Run.open(resume), [given, config], parts, systems)
+        origin = check_resumption(Run.open(resume), [given, config], parts, systems)
         check_scenes(origin, scenes, resume)
         if orderless is not None and str(Path(orderless).resolve()) != origin.orderless:
             raise UserError(f"{resume} did not take over the orderless pair of {orderless}: leave orderless out")
@@ -232,7 +233,7 @@ def fit(
     with one_report(fabric), ExitStack() as stack:
         opened = None
         if fabric.is_global_zero:
-            opened = _open(runs_dir, config, origin, resume)
+            opened = open_run(runs_dir, config, origin, resume)
             stack.enter_context(opened[0].locked())
         run, goes_on = fabric.broadcast(opened)
 
@@ -303,42 +304,6 @@ def fit(
         print("\n" + printable(f"all numbers: {run.folder / 'summary.json'}"))
         print("pictures:    " + "\n             ".join(printable(str(path)) for path in pictures))
         return run
-
-
-def anchored(config: Config) -> Config:
-    """Return the configuration with an absolute path to the user's data, so that the run resumes from any folder."""
-    if config.data.path in EMBEDDED:
-        return config
-    return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
-
-
-def _check_resumption(run: Run, configs: list[Config], parts: dict, systems: Iterable[type[SystemOptions]]) -> Origin:
-    """Return the origin of a run to resume.
-
-    Raises:
-        UserError: none of `configs` is the run's configuration, or the parts are not the run's.
-    """
-    kept, given = anchored(read_config(run, systems)), [anchored(config) for config in configs]
-    if kept not in given:
-        same_system = type(kept.model) is type(given[0].model)
-        differ = " ".join(overrides(given[0], kept)) if same_system else f"the system {given[0].model.kind}"
-        raise UserError(
-            f"{run.folder} has another configuration than the given one (here: {differ or given[0].preset}): resume it "
-            "with the configuration that load_run returns, or train a new run"
-        )
-    origin = read_origin(run)
-    check_names(origin.parts, parts, run.folder)
-    return origin
-
-
-def _open(runs_dir: Path, config: Config, origin: Origin, resume: Path | None) -> tuple[Run, bool]:
-    """Return the run, and whether it resumes: `resume`, the run of a job that torchrun restarted, or a new run."""
-    if resume is not None:
-        return Run.open(resume), True
-    kept = to_dict(anchored(config)) | origin.as_json()
-    if (begun := Run.restarted(runs_dir, kept)) is not None:
-        return begun, True
-    return Run.create(runs_dir, f"{config.preset}-seed{config.seed}", kept), False
 
 
 def _print_plan(config: Config) -> None:

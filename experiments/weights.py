@@ -16,12 +16,12 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Config, Model, to_dict
-from experiments.fit import anchored
 from experiments.loading import read_config, read_origin
 from experiments.options import refuse_foreign_options
 from experiments.published import check_kept, from_published, read_published, to_published
 from experiments.systems import build, check, preset
 from experiments.systems.options import SystemOptions
+from experiments.training.opening import anchored
 from pyro_lom.errors import UserError, printable
 from pyro_lom.files import replacing
 from pyro_lom.objective import Objective

@@ -16,10 +16,11 @@ from PIL import Image
 
 from experiments.ablate import main
 from experiments.evaluation.words import title
-from experiments.fit import anchored, parse
+from experiments.fit import parse
 from experiments.loading import load_run
 from experiments.training import launching
 from experiments.training.launching import Job, train
+from experiments.training.opening import anchored
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.data.towers import make_towers
 from pyro_lom.errors import UserError
