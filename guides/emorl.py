@@ -42,8 +42,8 @@ class EfficientMorlGuide(Guide):
         attention: maps slots, raw parameters and pixels to new raw parameters (`StochasticSlotAttention`).
         refinement: maps raw parameters and a gradient to new raw parameters (`Refinement`).
         num_refinements: number of steps of refinement (A.4.1).
-        first_gradient_of_top: the first gradient is that of L_0 (`losses`), as published. Otherwise it is that of the
-            later refinements, the loss L_i of q_3 as it is.
+        first_gradient_of_top: whether the first refinement follows the gradient of L_0 (`losses`), as published.
+            Otherwise it follows the gradient of L_i at q_3, as later refinements do.
     """
 
     def __init__(

@@ -15,9 +15,8 @@ class SpectralNorms(nn.Module):
 
         v <- W^T u / |W^T u|,    u <- W v / |W v|,    spectral norm = u^T W v
 
-    A call in training mode takes four iterations first. The first call's vectors have 36 iterations more, which the
-    constructor takes. The vectors u and v are buffers, and the gradient is that of W alone. Matrices of the same shape
-    form one batch.
+    The constructor takes 36 iterations. Each call in training mode takes four more before it computes the norms. The
+    vectors u and v are buffers, through which no gradient passes. Matrices of the same shape form one batch.
 
     Attributes:
         batches: the convolutions whose vectors are the rows of the buffers, by shape.
