@@ -17,8 +17,8 @@ class Workers:
     """A context manager for a pool of `number` spawned processes.
 
     Signals that stop a command may reach all processes of a terminal or of a job. Workers ignore them, except for
-    SIGTERM, which ends a worker. They are killed when the block is left by an exception, and end when the parent process
-    ends, even if it is killed.
+    SIGTERM, which ends a worker. They are killed when the block is left by an exception, and end when the parent
+    process ends, even if it is killed.
     """
 
     def __init__(self, number: int):

@@ -13,13 +13,13 @@ from pyro_lom.training.signals import STOP_SIGNALS
 from pyro_lom.workers import Workers
 
 ROOT = Path(__file__).parents[2]
-SLEEPS = """
+SLEEPS = r"""
 import os, signal, sys, time
 from pyro_lom.training.signals import handling
 from pyro_lom.workers import Workers
 
 def tell():
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # at once, since two processes write
     time.sleep(300)
 
 def stop(number, frame):
