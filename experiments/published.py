@@ -15,6 +15,7 @@ from torch import Tensor
 from experiments.systems.options import SystemOptions
 from pyro_lom.errors import UserError
 from pyro_lom.objective import Objective
+from pyro_lom.training.checkpoints import fault_of
 
 _LARGEST = 1 << 30  # bytes of a published file
 _NUM_PICKLES = 5  # at the start of a file that is no zip archive
@@ -55,8 +56,8 @@ def read_published(path: Path, options: SystemOptions) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not _is_plain(tensor):
             raise UserError(f"{path}: {str(name)!r} is not a dense tensor of numbers: name a checkpoint of weights")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name!r} is NaN or infinite: name an undamaged checkpoint")
+        if fault := fault_of(name, tensor):
+            raise UserError(f"{path}: {name!r} {fault}: name an undamaged checkpoint")
         if today := _name_of_today(name.removeprefix("module."), options):
             if today in tensors:
                 raise UserError(f"{path} has two tensors {today}: name an undamaged checkpoint")

@@ -59,7 +59,7 @@ def sample_batches(
             with poutine.trace() as tracer, temperature(tau), modes(*sites):
                 pair.model(num_scenes=min(size, num_scenes - first))
             rendering = render_trace(pair.model, tracer.trace, masks=masks)
-        yield rendering
+        yield _checked(rendering)
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
     for batch in scenes.split(BATCH):
         with poutine.trace() as tracer, _Means(), modes(*model.mode_sites), _Scenes(model.scene_sites, batch):
             model(num_scenes=len(batch))
-        parts.append(render_trace(model, tracer.trace))
+        parts.append(_checked(render_trace(model, tracer.trace)))
     return join(parts)
 
 
@@ -126,7 +126,7 @@ def shuffled_batches(pair: Pair, slots: dict[str, Tensor]) -> Iterator[Rendering
     for batch in shuffled.split(BATCH):
         with torch.no_grad():
             rendering = pair.model.render(pair.model.split(batch))
-        yield rendering
+        yield _checked(rendering)
 
 
 def infer_batches(
@@ -150,10 +150,10 @@ def reconstruct(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> 
     """Render a sample of the pair's posterior."""
     guided = guide_trace(pair, images, inferred)
     if pair.model.slot_sites:
-        return pair.model.render(latents(pair.model, guided))
+        return _checked(pair.model.render(latents(pair.model, guided)))
     with poutine.replay(trace=guided), poutine.trace() as tracer:
         pair.model(num_scenes=len(images))
-    return render_trace(pair.model, tracer.trace)
+    return _checked(render_trace(pair.model, tracer.trace))
 
 
 @torch.no_grad()
@@ -197,6 +197,13 @@ def render_trace(model: Model, trace: Trace, *, masks: bool = True) -> Rendering
     if model.slot_sites and masks:
         return model.render(latents(model, trace))
     return Rendering(trace.nodes["x"]["fn"].mean.squeeze(-4))
+
+
+def _checked(rendering: Rendering) -> Rendering:
+    """Return a rendering; raises UserError if its images are NaN or infinite."""
+    if not rendering.image.isfinite().all():
+        raise UserError("the images of the model are NaN or infinite, since its weights are too large: name another run")
+    return rendering
 
 
 def join(parts: Iterable[Rendering]) -> Rendering:

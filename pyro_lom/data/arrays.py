@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from pyro_lom.data.layout import MAX_SCENES
@@ -14,6 +14,7 @@ from pyro_lom.data.scenes import Scenes, last_tenth_for_testing
 from pyro_lom.errors import UserError
 
 _AT_ONCE = 1024  # scenes that are converted at once
+_VALUES_AT_ONCE = 1 << 20  # numbers that are in float64 at once
 MAX_LABELS = 256
 
 
@@ -86,12 +87,23 @@ def image_converter(images: Any, some: np.ndarray, place: str) -> Callable[[np.n
             low, high, most = float(rows.min()), float(rows.max()), 1 if is_of_one else 255
             if not (-1e-3 <= low and high <= most + 1e-3):  # also if they are NaN
                 raise UserError(f"{place} has values from {low:.4g} to {high:.4g}; expected 0 to {most}: rescale them")
-            rows = (rows.astype(np.float64) * (255 if is_of_one else 1)).round().clip(0, 255).astype(np.uint8)
+            rows = _rounded(rows, 255 if is_of_one else 1)
         if rows.shape[-1] == 4:
             rows = np.stack([np.asarray(on_white(Image.fromarray(row))) for row in np.ascontiguousarray(rows)])
         return np.ascontiguousarray(rows)
 
     return convert
+
+
+def _rounded(rows: Shaped[np.ndarray, "n H W C"], factor: int) -> UInt8[np.ndarray, "n H W C"]:
+    """Return `factor` times the rows, rounded to bytes, line by line in little memory."""
+    found = np.empty(rows.shape, np.uint8)
+    at_once = max(1, _VALUES_AT_ONCE // (rows.shape[2] * rows.shape[3]))
+    lines, of_found = rows.reshape(-1, *rows.shape[2:]), found.reshape(-1, *rows.shape[2:])
+    for first in range(0, len(lines), at_once):
+        some = lines[first : first + at_once].astype(np.float64) * factor
+        of_found[first : first + at_once] = some.round().clip(0, 255)
+    return found
 
 
 def size_of(images: Any) -> tuple[int, int]:
@@ -114,7 +126,8 @@ def label_converter(
     is its number from 0. If not, it is its number from 1, and pixels of no mask have label 0.
 
     Raises:
-        UserError: shape or dtype is wrong. The function raises it if a label is not from 0 to 255.
+        UserError: shape or dtype is wrong. The function raises it if a label is not from 0 to 255, or if masks have
+            other values than 0 and 1, or than 0 and 255.
     """
     shape, kind = tuple(labels.shape), labels.dtype.kind
     inner = shape[1:]
@@ -123,6 +136,8 @@ def label_converter(
     if inner[:1] == (1,) and inner[1:3] == size:  # (N, 1, H, W)
         inner = inner[1:]
     expected = f"integers or bool, (N, H, W) or one mask an entity (N, K, H, W), of size {size_text(size)}"
+    if 0 in shape:
+        raise UserError(f"{place} is empty (shape {shape}); expected {expected}")
     if inner == size and kind in "bui":
 
         def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W"]:
@@ -143,20 +158,21 @@ def label_converter(
     if axis is None or kind not in "buif" or (num_entities := shape[axis]) >= MAX_LABELS:
         raise UserError(f"{place} is {labels.dtype} {shape}; expected {expected}")
 
-    def present(rows: np.ndarray) -> np.ndarray:
-        masks = np.moveaxis(rows, axis, 1)
-        masks = masks.reshape(len(rows), num_entities, *size, -1)[..., 0]
-        if kind == "b":
-            return masks
-        low, high = rows.min(), rows.max()
-        if not (low >= 0 and high <= 255):
-            raise UserError(f"{place} has values from {low} to {high}; expected masks of 0 and 1, or of 0 and 255")
-        return masks > (0.5 if high <= 1 else 127)
+    def numbered(rows: np.ndarray) -> UInt8[np.ndarray, "n H W"]:
+        """Return the number of the first mask at each pixel, from 1, or 0."""
+        one = 1 if rows.max() <= 1 else 255
+        labels = np.zeros((len(rows), *size), np.uint8)
+        for number in reversed(range(num_entities)):
+            mask = rows.take(number, axis).reshape(len(rows), *size, -1)
+            if (wrong := mask[(mask != 0) & (mask != one)]).size:
+                raise UserError(f"{place} has the value {wrong[0]}; expected masks of 0 and 1, or of 0 and 255")
+            labels[mask[..., 0] != 0] = number + 1
+        return labels
 
-    first = int(not present(some[:1]).any(1).all())
+    first = int((numbered(some[:1]) == 0).any())
 
     def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W"]:
-        masks = present(rows)
-        return np.where(masks.any(1), masks.argmax(1) + first, 0).astype(np.uint8)
+        labels = numbered(rows)
+        return labels if first else labels - (labels > 0)
 
     return convert

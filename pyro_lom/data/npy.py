@@ -5,9 +5,11 @@ than the requested rows are in memory.
 """
 
 import math
+import os
 import warnings
 import weakref
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,26 +20,30 @@ from jaxtyping import Shaped
 
 from pyro_lom.data.pictures import reason_of
 from pyro_lom.data.self_contained import limited_memory
-from pyro_lom.errors import UserError
+from pyro_lom.errors import UserError, printable
 
-MAX_ROW = 512 << 20  # bytes of a scene
-_MAX_MEMBERS = 10_000
+MAX_ROW = 256 << 20  # bytes of a scene
+_MAX_MEMBERS, _MAX_AXES = 100, 8
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class NpyArray:
     """An array in a .npy file, or in a member of an .npz file. Slices of increasing rows are read fast.
 
+    Args:
+        member: name of the array's file in `archive`, the opened .npz file. The array remains readable after the
+            archive is closed.
+
     Raises:
-        UserError: the array is pickled, damaged, or stored column by column. The message names it.
+        UserError: the array is pickled, damaged, too large, or stored column by column. The message names it.
     """
 
-    def __init__(self, path: Path, member: str | None = None):
+    def __init__(self, path: Path, member: str | None = None, archive: zipfile.ZipFile | None = None):
         self.path, self._member = path, member
         self.place = f"{member.removesuffix('.npy')} in {path}" if member else str(path)
         self._stream: IO[bytes] | None = None
         with self._reading():
-            self._open()
+            self._open(archive)
 
     @property
     def ndim(self) -> int:
@@ -59,14 +65,15 @@ class NpyArray:
                 raise EOFError(f"it ends in row {first + len(content) // max(self._row_bytes, 1)} of {len(self)}")
         return np.frombuffer(content, self.dtype).reshape(number, *self.shape[1:])
 
-    def _open(self) -> None:
-        if self._member is None:
+    def _open(self, archive: zipfile.ZipFile | None) -> None:
+        if archive is None:
             self._stream = self.path.open("rb")
+            size = os.fstat(self._stream.fileno()).st_size
         else:
-            archive = zipfile.ZipFile(self.path)
-            if archive.getinfo(self._member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            entry = archive.getinfo(self._member)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(f"{self.place} is compressed by another method: save it with numpy.savez_compressed")
-            self._stream = archive.open(self._member)
+            self._stream, size = archive.open(entry), entry.file_size
         weakref.finalize(self, self._stream.close)
         version = np.lib.format.read_magic(self._stream)
         if version not in _HEADERS:
@@ -79,9 +86,24 @@ class NpyArray:
         if is_by_column and self.ndim > 1:
             raise UserError(f"{self.place} is stored column by column: save numpy.ascontiguousarray of it")
         self._start = self._stream.tell()
+        self._check_shape(size - self._start)
+
+    def _check_shape(self, num_bytes: int) -> None:
+        """Check the shape in the header against the `num_bytes` that follow it."""
+        if self.ndim > _MAX_AXES or not all(0 <= length < 2**31 for length in self.shape):
+            raise UserError(
+                f"{self.place} has the shape {printable(str(self.shape))[:200]}; expected at most {_MAX_AXES} axes of "
+                "0 to 2147483647: save it again"
+            )
+        self.shape = tuple(map(int, self.shape))  # a header may contain True
         self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if self._row_bytes > MAX_ROW:
             raise UserError(f"{self.place} has the shape {self.shape}: a scene may take {MAX_ROW >> 20} MiB at most")
+        if (expected := math.prod(self.shape) * self.dtype.itemsize) > num_bytes:
+            raise UserError(
+                f"{self.place} has the shape {self.shape}, which takes {expected} bytes, and contains {num_bytes}: "
+                "it is truncated or damaged; fetch it again"
+            )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -95,17 +117,19 @@ def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], list[str]]:
     Raises:
         UserError: the file is damaged, or contains no array of numbers.
     """
-    with reading_npy(str(path)), zipfile.ZipFile(path) as archive:
-        members = [member.filename for member in archive.infolist()]
-    if len(members) > _MAX_MEMBERS:
-        raise UserError(f"{path} contains {len(members)} files; expected at most {_MAX_MEMBERS}: store single arrays")
     arrays, notes = {}, []
-    for member in members:
-        if member.endswith(".npy"):
-            try:
-                arrays[member.removesuffix(".npy")] = NpyArray(path, member)
-            except UserError as reason:
-                notes.append(str(reason))
+    with reading_npy(str(path)), zipfile.ZipFile(path) as archive:
+        members = Counter(member.filename for member in archive.infolist())
+        if (found := members.total()) > _MAX_MEMBERS:
+            raise UserError(f"{path} contains {found} files; expected at most {_MAX_MEMBERS}: store single arrays")
+        if doubled := [member for member, number in members.items() if number > 1]:
+            raise UserError(f"{path} contains two files {printable(doubled[0])}: save it again")
+        for member in members:
+            if member.endswith(".npy"):
+                try:
+                    arrays[member.removesuffix(".npy")] = NpyArray(path, member, archive)
+                except UserError as reason:
+                    notes.append(str(reason))
     if not arrays:
         raise UserError(notes[0] if notes else f"{path} contains no arrays: save them with numpy.savez")
     return arrays, notes

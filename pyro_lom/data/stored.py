@@ -49,12 +49,13 @@ class ChunkedArray:
 
     def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
         """Read rows; `index` is an integer, a slice, or an array of integers or of booleans."""
-        rows = np.arange(self.rows.start, self.rows.stop)[index]
+        is_range = isinstance(index, slice | int | np.integer)  # an array of all rows would take memory
+        rows = self.rows[index] if is_range else np.arange(self.rows.start, self.rows.stop)[index]
         with reading(self.path):
-            if rows.ndim == 0:
-                return self._dataset[int(rows)]
-            if isinstance(index, slice) and len(rows) > 0 and index.step in (None, 1):
-                return self._dataset[int(rows[0]) : int(rows[-1]) + 1]
+            if not isinstance(rows, np.ndarray | range):
+                return self._dataset[rows]
+            if isinstance(rows, range) and len(rows) > 0 and rows.step == 1:
+                return self._dataset[rows.start : rows.stop]
             found = np.empty((len(rows), *self.shape[1:]), self.dtype)
             for place, row in enumerate(rows):  # indexing by arrays in h5py is many times slower
                 found[place] = self._dataset[int(row)]
@@ -89,15 +90,23 @@ def stored_array(dataset: h5py.Dataset, path: Path, beside: Array | None = None)
     Raises:
         UserError: `check_storage` fails.
     """
+    array, taken = array_on_disk(dataset, path), beside.nbytes if type(beside) is np.ndarray else 0
+    is_small = math.prod(dataset.shape) * dataset.dtype.itemsize + taken <= IN_MEMORY
+    return dataset[()] if isinstance(array, ChunkedArray) and is_small else array
+
+
+def array_on_disk(dataset: h5py.Dataset, path: Path) -> MemoryMap | ChunkedArray:
+    """Return the dataset as an array that stays on the disk: a memory map if contiguous, else a `ChunkedArray`.
+
+    Raises:
+        UserError: `check_storage` fails.
+    """
     check_storage(dataset, path)
     offset = dataset.id.get_offset()
     if offset is not None and dataset.id.get_type().equal(
         h5py.h5t.py_create(dataset.dtype)
     ):  # bytes need no conversion
         return _open_map(path, dataset.dtype, offset, dataset.shape)
-    taken = beside.nbytes if type(beside) is np.ndarray else 0
-    if math.prod(dataset.shape) * dataset.dtype.itemsize + taken <= IN_MEMORY:
-        return dataset[()]
     return ChunkedArray(path, dataset.name, dataset.dtype, dataset.shape)
 
 

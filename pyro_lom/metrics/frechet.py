@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyro_lom.errors import UserError
 
+_LARGEST = 1e50
+
 Extractor = Callable[[Float[Tensor, "N C H W"]], Float[Tensor, "N D"]]
 """A function from images in [0, 1] to features."""
 
@@ -22,10 +24,16 @@ class GaussianMoments:
         self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
 
     def update(self, features: Float[Tensor, "N D"]) -> None:
-        """Add N vectors, by the pairwise update of Chan, Golub and LeVeque."""
+        """Add N vectors, by the pairwise update of Chan, Golub and LeVeque.
+
+        Raises:
+            UserError: a feature is NaN or infinite, or its square is too large for a covariance.
+        """
         features = features.detach().cpu().double()
         if len(features) == 0:
             return
+        if not (features.abs() < _LARGEST).all():
+            raise UserError("features of an image are NaN, infinite or too large for a covariance: name another run")
         mean = features.mean(dim=0)
         centred = features - mean
         shift = mean - self.mean

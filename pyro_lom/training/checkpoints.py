@@ -108,7 +108,8 @@ def load(folder: Path, module: nn.Module | None = None) -> tuple[Progress, dict[
         module: what the weights are for. A file of more than 16 times its size is refused before it is read.
 
     Raises:
-        UserError: a file is missing or damaged, the files do not belong together, or a number is NaN or infinite.
+        UserError: a file is missing or damaged, the files do not belong together, a number is NaN or infinite, or a
+            running variance is negative.
     """
     largest = _LARGEST
     if module is not None:
@@ -119,9 +120,18 @@ def load(folder: Path, module: nn.Module | None = None) -> tuple[Progress, dict[
         for name, tensor in (weights | optimizer).items():
             if tensor.dtype not in _TYPES:
                 raise ValueError(f"{name} has the type {tensor.dtype}")
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} is NaN or infinite")
+            if fault := fault_of(name, tensor):
+                raise ValueError(f"{name} {fault}")
     return progress, weights, optimizer
+
+
+def fault_of(name: str, tensor: Tensor) -> str | None:
+    """Return what no tensor of this name may contain but this tensor does, or None."""
+    if not torch.isfinite(tensor).all():
+        return "is NaN or infinite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "is a variance and negative"
+    return None
 
 
 def verify(folder: Path) -> Progress:

@@ -5,6 +5,8 @@ below, or are in groups train, val and test, as EMORL's `train/imgs` and `train/
 """
 
 import math
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +16,17 @@ import numpy as np
 from pyro_lom.data.arrays import image_converter, label_converter, size_of
 from pyro_lom.data.folders import SPLIT_NAMES
 from pyro_lom.data.importers.block import BLOCK_BYTES, RowReader, Scene
-from pyro_lom.data.layout import splits_in
+from pyro_lom.data.layout import MAX_SCENES, splits_in
 from pyro_lom.data.npy import MAX_ROW, NpyArray, npz_arrays
 from pyro_lom.data.pictures import size_notes, size_text
-from pyro_lom.data.self_contained import check_storage, open_hdf5, reading
+from pyro_lom.data.self_contained import open_hdf5, reading
 from pyro_lom.data.sources import HDF5, NPZ, kind_of
-from pyro_lom.data.stored import Array, ChunkedArray, stored_array
+from pyro_lom.data.stored import Array, array_on_disk
 from pyro_lom.errors import UserError, printable
 
 _IMAGES = ("images", "imgs", "image", "img", "x", "arr_0")
 _LABELS = ("labels", "masks", "mask", "label")
-_SAMPLE = 16  # scenes by which the range of values is judged
+_SAMPLE, _SAMPLE_BYTES = 16, 64 << 20  # scenes by which the range of values is judged, and their size
 
 
 class _Part(NamedTuple):
@@ -59,9 +61,12 @@ class ArrayFile(RowReader):
         self.path, self.pad, self._remarks = path, pad, []
         parts, splits, stated = self._hdf5() if kind_of(path) == HDF5 else self._numpy()
         self._parts = list(parts.values())
-        self._starts = np.cumsum([0, *(len(part.images) for part in self._parts)])
-        super().__init__(splits, int(self._starts[-1]), num)
-        some = self._parts[0].images[:_SAMPLE]
+        self._starts = list(accumulate((len(part.images) for part in self._parts), initial=0))
+        if self._starts[-1] > MAX_SCENES:
+            raise UserError(f"{path} has {self._starts[-1]} images; expected at most {MAX_SCENES}: split the file")
+        super().__init__(splits, self._starts[-1], num)
+        first = self._parts[0].images
+        some = first[: min(_SAMPLE, max(1, _SAMPLE_BYTES // max(1, _row_bytes(first))))]
         self._converters = [image_converter(part.images, some, f"images in {path}") for part in self._parts]
         height, width = source_size = size_of(self._parts[0].images)
         if size is None and height != width:
@@ -95,8 +100,8 @@ class ArrayFile(RowReader):
         ]
 
     def _scene(self, row: int) -> Scene:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        part, inner = self._parts[number], row - int(self._starts[number])
+        number = bisect_right(self._starts, row) - 1
+        part, inner = self._parts[number], row - self._starts[number]
         image = self._converters[number](self._row(part.images, inner))[0]
         if convert := self._label_converters[number]:
             labels = convert(self._row(part.labels, inner))[0]
@@ -108,7 +113,7 @@ class ArrayFile(RowReader):
         """Return one row, with an axis of length one; rows after it are read at the same time."""
         first, rows = self._blocks.get(id(array), (0, array[:0]))
         if not first <= row < first + len(rows):
-            at_once = max(1, BLOCK_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+            at_once = max(1, BLOCK_BYTES // max(1, _row_bytes(array)))
             first, rows = self._blocks[id(array)] = row, np.asarray(array[row : row + at_once])
         return rows[row - first : row - first + 1]
 
@@ -155,15 +160,18 @@ class ArrayFile(RowReader):
         for name in names:
             array = arrays.get(name)
             if isinstance(array, h5py.Dataset) and array.ndim >= 3 and array.dtype.kind in "buif":
-                if math.prod(array.shape[1:]) * array.dtype.itemsize > MAX_ROW:
-                    found = f"{array.name[1:]} in {self.path} has the shape {array.shape}"
+                found = f"{array.name[1:]} in {self.path} has the shape {array.shape}"
+                if _row_bytes(array) > MAX_ROW:
                     raise UserError(f"{found}: a scene may take {MAX_ROW >> 20} MiB at most")
-                if array.chunks is None:
-                    return stored_array(array, self.path)
-                check_storage(array, self.path)
-                return ChunkedArray(self.path, array.name, array.dtype, array.shape)
+                if 0 in array.shape:
+                    raise UserError(f"{found}, which is empty: store one image or more")
+                return array_on_disk(array, self.path)
             if isinstance(array, NpyArray) and array.ndim >= 3:
                 return array
             if array is not None:
                 self._remarks.append(f"{name} in {self.path} is no array of pictures, and is left out")
         return None
+
+
+def _row_bytes(array: Array | NpyArray | h5py.Dataset) -> int:
+    return math.prod(array.shape[1:]) * array.dtype.itemsize

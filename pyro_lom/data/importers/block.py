@@ -1,6 +1,7 @@
 """The interface of readers, the blocks of scenes that they yield, and their handling of damaged records."""
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypedDict
@@ -111,6 +112,22 @@ class RowPlace(TypedDict):
     on_white: Position
 
 
+class _Joined(Sequence):
+    """The rows of several ranges, one after another. `ends` are the positions of their ends, after a 0."""
+
+    def __init__(self, ranges: list[range], ends: list[int]):
+        self._ranges, self._ends = ranges, ends
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> int:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        place = bisect_right(self._ends, number) - 1
+        return self._ranges[place][number - self._ends[place]]
+
+
 class RowReader(Reader):
     """A reader whose source has numbered scenes, perhaps in splits. A subclass reads one scene by `_scene(row)`.
 
@@ -131,8 +148,8 @@ class RowReader(Reader):
         if num is not None and num < num_rows:
             ends = [end * num // num_rows for end in ends]
         shares = zip(splits.values(), pairwise(ends), strict=True)
-        self._rows = [row for rows, (first, last) in shares for row in rows[: last - first]]
-        self._ends, self.total = ends, len(self._rows)
+        self._rows: Sequence[int] = _Joined([rows[: last - first] for rows, (first, last) in shares], ends)
+        self._ends, self.total = ends, ends[-1]
         self._damaged: list[int] = []
         self.num_on_white = 0  # scenes whose transparent pixels were laid on white
 

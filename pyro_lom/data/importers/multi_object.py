@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from pyro_lom.data.importers.block import Damage, Reader, Scene, genesis_splits
 from pyro_lom.data.importers.labels import labels_of_masks, pack_objects, renumber_room
-from pyro_lom.data.importers.tfrecord import Malformed, TFRecordFile, byte_values, float_values, parse_example
+from pyro_lom.data.importers.tfrecord import (
+    Malformed,
+    TFRecordFile,
+    WrongValue,
+    byte_values,
+    float_values,
+    parse_example,
+)
 from pyro_lom.data.writer import Position
 from pyro_lom.errors import UserError
 
 MAX_CLEVR6_OBJECTS = 6
-_CLEVR_FLOATS = ("x", "y", "z", "rotation", "visibility")
+_CLEVR_FLOATS = ("x", "y", "z", "rotation")
 _CLEVR_CODES = ("size", "material", "shape", "color")
 
 
@@ -42,6 +49,8 @@ class TFRecordReader(Reader, ABC):
     num_channels = 3
     entities_first = True
     """Whether the axis of entities comes before those of rows and columns in `mask`, or after them."""
+    has_binary_masks = False
+    """Whether all values of `mask` are 0 or 255."""
 
     def __init__(self, path: Path, size: int, num_entities: int):
         self.path, self.size, self.num_entities = path, size, num_entities
@@ -60,7 +69,7 @@ class TFRecordReader(Reader, ABC):
                 try:
                     scene = self._scene(parse_example(record.body), place)
                 except Malformed as malformed:
-                    if record.number == 0:
+                    if record.number == 0 and not isinstance(malformed, WrongValue):
                         raise UserError(
                             f"{self.path} does not hold this data set: in its first record, {malformed}; name the "
                             "right data set or file"
@@ -77,6 +86,13 @@ class TFRecordReader(Reader, ABC):
     def _scene(self, features: dict[str, memoryview], counts: dict[str, int]) -> Scene | None:
         """Return one scene, or None if the scene is left out."""
 
+    def _present(self, features: dict[str, memoryview]) -> Bool[np.ndarray, "objects"]:
+        """Return which of the entities after the background are in the scene."""
+        visibility = float_values(features, "visibility", self.num_entities)
+        if not np.isfinite(visibility).all():
+            raise WrongValue("its visibility is NaN or infinite")
+        return visibility[1:] > 0
+
     def _pixels(
         self, features: dict[str, memoryview], counts: dict[str, int]
     ) -> tuple[UInt8[np.ndarray, "h w C"], UInt8[np.ndarray, "h w"]]:
@@ -84,6 +100,8 @@ class TFRecordReader(Reader, ABC):
         height, width = self.source_size
         image = byte_values(features, "image", height * width * self.num_channels)
         masks = byte_values(features, "mask", self.num_entities * height * width)
+        if self.has_binary_masks and (wrong := masks[(masks > 0) & (masks < 255)]).size:
+            raise WrongValue(f"its mask holds {wrong[0]} where 0 or 255 is expected")
         if self.entities_first:
             masks = masks.reshape(self.num_entities, height, width)
         else:
@@ -93,11 +111,19 @@ class TFRecordReader(Reader, ABC):
         return image.reshape(height, width, self.num_channels)[self.crop], labels
 
 
+def check_finite(factors: dict[str, Shaped[np.ndarray, "objects"]], present: Bool[np.ndarray, "objects"]) -> None:
+    """Raise WrongValue if a factor of an object that is present is NaN or infinite."""
+    for name, values in factors.items():
+        if not np.isfinite(values[present]).all():
+            raise WrongValue(f"its {name} is NaN or infinite")
+
+
 class ObjectsRoom(TFRecordReader):
     """Reader of Objects Room. `num_entities` is 7; it is 10 in six_objects and identical_color, and 4 in empty_room."""
 
     num_background = 4
     source_size = (64, 64)
+    has_binary_masks = True
 
     def splits(self, num_scenes: int) -> dict[str, range]:
         return genesis_splits(num_scenes) if self.num_entities == 7 else {"test": range(num_scenes)}
@@ -128,14 +154,16 @@ class Clevr6(TFRecordReader):
 
     def _scene(self, features: dict[str, memoryview], counts: dict[str, int]) -> Scene | None:
         factors = {name: float_values(features, name, self.num_entities)[1:] for name in _CLEVR_FLOATS}
-        present = factors.pop("visibility") > 0
+        present = self._present(features)
         if present.sum() > MAX_CLEVR6_OBJECTS:
             return None
         factors |= {name: byte_values(features, name, self.num_entities)[1:] for name in _CLEVR_CODES}
         rows, columns = self.crop
         x, y, factors["depth"] = float_values(features, "pixel_coords", 3 * self.num_entities).reshape(-1, 3)[1:].T
         scale = np.float32(self.size / (rows.stop - rows.start))
-        factors["pixel_x"] = (x - np.float32(columns.start)) * scale
-        factors["pixel_y"] = (y - np.float32(rows.start)) * scale
+        with np.errstate(all="ignore"):  # what is infinite is refused below
+            factors["pixel_x"] = (x - np.float32(columns.start)) * scale
+            factors["pixel_y"] = (y - np.float32(rows.start)) * scale
+        check_finite(factors, present)
         image, labels = self._pixels(features, counts)
         return Scene(image, *pack_objects(labels, present, factors, self.num_background, MAX_CLEVR6_OBJECTS))

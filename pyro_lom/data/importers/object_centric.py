@@ -127,13 +127,21 @@ class ObjectCentric(Reader):
 
     def _block(self, file: h5py.File, rows: slice, place: dict[str, int], damage: Damage) -> Block | None:
         masks, images = file["mask"][rows, ..., 0], file["image"][rows]
-        present = file["visibility"][rows].reshape(len(images), -1)[:, self.num_background :] > 0
+        visibility = file["visibility"][rows].reshape(len(images), -1)
+        present = visibility[:, self.num_background :] > 0
         is_room = self.num_background == 4
         factors = {} if is_room else self._factors(file, rows)
-        wrong = (masks.reshape(len(masks), -1).max(1) >= self._num_entities) | (masks.min((1, 2)) < 0)
-        for row in np.flatnonzero(wrong):
-            damage(f"scene {rows.start + row}", f"its mask names none of {self._num_entities} entities")
-        kept = np.flatnonzero(~wrong & (is_room | (present.sum(1) <= self._max_objects)))
+        is_outside = (masks.reshape(len(masks), -1).max(1) >= self._num_entities) | (masks.min((1, 2)) < 0)
+        wrong = {f"its mask names none of {self._num_entities} entities": is_outside}
+        wrong["its visibility is NaN or infinite"] = ~np.isfinite(visibility).all(1)
+        wrong |= {
+            f"its {name} is NaN or infinite": (present & ~np.isfinite(values)).any(1)
+            for name, values in factors.items()
+        }
+        for row in np.flatnonzero(np.any([*wrong.values()], 0)):
+            damage(f"scene {rows.start + row}", next(reason for reason, found in wrong.items() if found[row]))
+        is_right = ~np.any([*wrong.values()], 0)
+        kept = np.flatnonzero(is_right & (is_room | (present.sum(1) <= self._max_objects)))
         if not len(kept):
             return None
         labels, scenes = masks.astype(np.uint8), []

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pyro_lom.data.importers.block import Scene
 from pyro_lom.data.importers.labels import pack_objects
-from pyro_lom.data.importers.multi_object import TFRecordReader
+from pyro_lom.data.importers.multi_object import TFRecordReader, check_finite
 from pyro_lom.data.importers.tfrecord import float_values
 
 
@@ -43,9 +43,10 @@ class Sprites(TFRecordReader):
 
     def _scene(self, features: dict[str, memoryview], counts: dict[str, int]) -> Scene:
         factors = {name: float_values(features, name, self.num_entities)[1:] for name in self._factors}
-        present = float_values(features, "visibility", self.num_entities)[1:] > 0
+        present = self._present(features)
         colours = float_values(features, "color", self.num_entities * self.num_channels)
         for channel, values in enumerate(colours.reshape(self.num_entities, self.num_channels)[1:].T):
             factors[f"color_{channel}"] = values
+        check_finite(factors, present)
         image, labels = self._pixels(features, counts)
         return Scene(image, *pack_objects(labels, present, factors, self.num_background, self.num_entities - 1))

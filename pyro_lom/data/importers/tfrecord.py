@@ -30,6 +30,10 @@ class Malformed(Exception):
     """Raised if a body is not an Example, or lacks expected content. The message contains the reason."""
 
 
+class WrongValue(Malformed):
+    """Raised if the content has the expected form, but a value that no record of the data set has."""
+
+
 class Record(NamedTuple):
     number: int
     """Position of the record in the file, from 0."""

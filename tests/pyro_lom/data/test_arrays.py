@@ -21,6 +21,13 @@ def labels():
     return np.random.default_rng(1).integers(0, K, (N, H, W), dtype=np.uint8)
 
 
+def test_images_that_are_converted_line_by_line(images, monkeypatch):
+    whole = scenes_of(images / np.float32(255)).images
+    monkeypatch.setattr("pyro_lom.data.arrays._VALUES_AT_ONCE", 700)
+    np.testing.assert_array_equal(scenes_of(images / np.float32(255)).images, whole)
+    np.testing.assert_array_equal(scenes_of(images.transpose(0, 3, 1, 2).astype(int)).images, whole)
+
+
 FORMS = {
     "bytes": lambda images: images,
     "channels first": lambda images: images.transpose(0, 3, 1, 2),
@@ -115,8 +122,18 @@ def test_pixels_of_no_mask_are_background(labels, form):
         (lambda labels: labels[:, :-1], r"masks is uint8 \(6, 31, 40\); expected .* of size 32x40"),
         (lambda labels: labels.astype(int) * 100, "masks has labels from 0 to 400; expected 0 to 255: renumber them"),
         (lambda labels: labels.astype(int) - 1, "masks has labels from -1 to 3; expected 0 to 255"),
-        (lambda labels: one_hot(labels, np.float32, 1000), "masks has values from 0.0 to 1000.0; expected masks of 0"),
+        (lambda labels: one_hot(labels, np.float32, 1000), "masks has the value 1000.0; expected masks of 0"),
+        (lambda labels: one_hot(labels, one=3), "masks has the value 3; expected masks of 0 and 1, or of 0 and 255"),
+        (lambda labels: one_hot(labels, np.float32, 0.5), "masks has the value 0.5; expected masks of 0"),
+        (lambda labels: one_hot(labels, np.int16, -1), "masks has the value -1; expected masks of 0"),
+        (lambda labels: one_hot(labels, np.float32, np.nan), "masks has the value nan; expected masks of 0"),
+        (lambda labels: one_hot(labels) + 254 * one_hot(labels == 1), "masks has the value 1; expected masks of 0"),
         (lambda labels: np.repeat(labels[:, None], 256, 1), r"masks is uint8 \(6, 256, 32, 40\)"),
+        (lambda labels: one_hot(labels)[:, :0], r"masks is empty \(shape \(6, 0, 32, 40\)\); expected"),
+        (lambda labels: one_hot(labels)[..., None][..., :0], "masks is empty"),
+        (lambda labels: one_hot(labels).transpose(0, 2, 3, 1)[..., :0], "masks is empty"),
+        (lambda labels: labels[:0], r"masks is empty \(shape \(0, 32, 40\)\)"),
+        (lambda labels: labels[:, :0], "masks is empty"),
     ],
 )
 def test_wrong_labels(labels, spoil, reason):
@@ -136,6 +153,8 @@ def test_scenes_of_other_forms_are_refused(images, labels):
         scenes_of(scenes)
     with pytest.raises(UserError, match="there are 5 labels for 6 images: pass one for each"):
         scenes_of(images, labels[:5])
+    with pytest.raises(UserError, match="labels in scenes is empty"):
+        scenes_of(images, labels[:0])
 
 
 def test_scenes_are_fitted_in_memory_or_refused(images, labels, monkeypatch):

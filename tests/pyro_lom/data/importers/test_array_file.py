@@ -1,5 +1,10 @@
 """Arrays in .npz, .npy and HDF5 files as numpy and h5py write them, among them the layout of EMORL."""
 
+import math
+import os
+import resource
+import tracemalloc
+
 import h5py
 import numpy as np
 import pytest
@@ -102,6 +107,56 @@ def test_emorl_without_masks_for_training(emorl, scenes):
     assert not labels[:12].any()
     np.testing.assert_array_equal(labels[12:], scenes[1][12:])
     assert reader.remarks()[-1] == f"train in {emorl} has no masks: its labels are 0"
+
+
+@pytest.mark.parametrize("shape", [(12, 0, SIDE, SIDE, 1), (12, K, SIDE, SIDE, 0), (0, K, SIDE, SIDE, 1)])
+@pytest.mark.parametrize("options", [{}, {"chunks": (1, 1, 8, 8, 1), "maxshape": (None,) * 5}])
+def test_emorl_with_empty_masks(emorl, shape, options):
+    with h5py.File(emorl, "a") as file:
+        del file["train/masks"]
+        file.create_dataset("train/masks", shape, np.uint8, **options)
+    with pytest.raises(UserError, match="train/masks in .* has the shape .*, which is empty: store one image or more"):
+        ArrayFile(emorl, None)
+
+
+@pytest.mark.parametrize("shape", [(10**8 + 1, 2, 2), (2**31 - 1, 1, 1)])
+@pytest.mark.parametrize("is_hdf5", [False, True])
+def test_many_rows_take_no_memory(tmp_path, shape, is_hdf5):
+    """Sparse files of gigabytes."""
+    path = tmp_path / ("a.h5" if is_hdf5 else "a.npy")
+    if is_hdf5:
+        with h5py.File(path, "w") as file:
+            images = file.create_dataset("images", shape, np.uint8)
+            images[0] = 1
+            end = images.id.get_offset() + math.prod(shape)
+    else:
+        np.save(path, np.zeros((1, *shape[1:]), np.uint8))
+        head = path.read_bytes()[:128].replace(b"(1, ", b"(%d, " % shape[0]).replace(b" " * 10, b"", 1)
+        path.write_bytes(head.ljust(127) + b"\n")
+        end = 128 + math.prod(shape)
+    os.truncate(path, end)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"has {shape[0]} images; expected at most 100000000: split the file"):
+        ArrayFile(path, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_the_rows_of_many_scenes_take_no_memory(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((10**8, 1, 1), np.uint8))
+    tracemalloc.start()
+    reader = ArrayFile(tmp_path / "a.npy", None, num=10**8 - 1)
+    blocks = reader.blocks({"row": 10**8 - 4, "damaged": [], "on_white": 0}, Damage("file", False, []))
+    assert sum(len(block.images) for block in blocks) == 3
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+
+
+def test_a_sample_of_large_images_is_small(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((12, 2048, 2048), np.float32))
+    tracemalloc.start()
+    ArrayFile(tmp_path / "a.npy", 64)
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
 
 
 def test_our_own_layout_keeps_splits_and_background(tmp_path, scenes):

@@ -73,3 +73,24 @@ def test_the_wrong_file(tmp_path):
     path = write_records(tmp_path / "six", [scene(0, "multi-dsprites-colored-on-grayscale")[0]])
     with pytest.raises(UserError, match="in its first record, its x holds 24 bytes of floats where 20 are expected"):
         read_all(Sprites(path, 64, "multi-dsprites-colored-on-colored"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "place"), [("x", 1), ("scale", 2), ("color", (2, 1)), ("visibility", 1), ("visibility", 0)]
+)
+def test_records_that_are_not_finite(tmp_path, number, name, place, value):
+    kind = "multi-dsprites-colored-on-colored"
+    records = [scene(seed, kind)[0] for seed in range(3)]
+    records[number][name][place] = value
+    path = write_records(tmp_path / "a.tfrecords", records)
+    with pytest.raises(UserError, match=f"file: record {number} is damaged: its {name}.* is NaN or infinite; fetch it"):
+        read_all(Sprites(path, 64, kind))
+    damage = Damage("file", True, [])
+    [block] = Sprites(path, 64, kind).blocks(None, damage)
+    assert (len(block.images), damage.positions) == (2, [f"record {number}"])
+    records[number][name][place], records[number]["x"][4] = 1, value  # of a sprite that is not there
+    path = write_records(tmp_path / "b.tfrecords", records)
+    [block] = read_all(Sprites(path, 64, kind))
+    assert np.isfinite(block.factors["x"]).all()
