@@ -1,15 +1,18 @@
 """A small data set, options that make a run tiny, and the command as a person starts it, but in this process."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import cli
 from experiments.fit import main as fit_main
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.data.towers import make_towers
+from pyro_lom.training.runs import Run
 
 TINY = (
     "--train.steps 6 --train.batch-size 4 --train.log-every 2 --train.checkpoint-every 2 "
@@ -67,6 +70,17 @@ def alone(tmp_path_factory, tiny_alone):
         patch.setattr(sys, "argv", ["fit.py", "genesis-v2-towers", *tiny_alone])
         cli.run(fit_main)
     return folder / "runs" / "00000-genesis-v2-towers-seed0"
+
+
+@pytest.fixture
+def huge(finished, tmp_path):
+    """The folder of a run whose decoders have weights of 1e38, with the right digest."""
+    run = Run(shutil.copytree(finished, tmp_path / "huge"))
+    progress, weights, optimizer = run.load_checkpoint()
+    changed = {name: torch.full_like(tensor, 1e38) for name, tensor in weights.items() if ".decoder." in name}
+    assert changed
+    run.save_checkpoint(progress, weights | changed, optimizer)
+    return run.folder
 
 
 @pytest.fixture

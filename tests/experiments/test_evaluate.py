@@ -232,6 +232,13 @@ def test_the_second_run_is_looked_at_before_the_first_is_measured(refusal, run):
     assert "nowhere is not a run folder" in refusal(main, run, "nowhere")
 
 
+def test_weights_that_render_no_images(command, refusal, huge):
+    reason = "the images of the model are NaN or infinite, since its weights are too large: name another run"
+    assert refusal(main, huge, "--metrics", "structure") == f"{huge}: structure: {reason}"
+    code, _, err = command(main, huge, "--likelihood-images", "3", "--likelihood-samples", "2")
+    assert code == 0 and f"{huge}: ari not computed: {reason}" in err and "Traceback" not in err
+
+
 def test_a_damaged_memory_is_refused(command, run):
     (run / "evaluation.json").write_text("{")
     for options in (FAST, []):

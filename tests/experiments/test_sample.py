@@ -59,6 +59,10 @@ def test_mistakes(arguments, line, refusal):
     assert refusal(main, *arguments) == line
 
 
+def test_weights_that_render_no_images(refusal, huge):
+    assert refusal(main, huge).startswith("the images of the model are NaN or infinite, since its weights are too")
+
+
 def test_a_sweep_with_nowhere_to_go_is_refused_before_it_starts(refusal, run):
     line = refusal(main, run, "--sweep", "--output", "missing/sweep.png")
     assert line == "--output missing/sweep.png: name a file in a folder that exists"

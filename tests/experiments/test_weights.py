@@ -118,6 +118,10 @@ def test_batch_norms_and_their_statistics_go_in_and_out(command):
     }
     assert sum(name.endswith("running_var") for name in weights) == 20
     assert_equal(exported(command, imported(command, case, weights), case), weights)
+    name = next(name for name in weights if name.endswith("running_var"))
+    path = stored(case, weights | {name: -weights[name]})
+    code, _, err = command(main, "import", case.preset, path, *case.words)
+    assert code == 2 and f"'{name}' is a variance and negative: name an undamaged checkpoint" in err
 
 
 def test_the_prefix_of_several_processes_is_taken_off(command):

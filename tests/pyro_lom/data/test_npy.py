@@ -135,7 +135,7 @@ def test_a_hundred_arrays_open_one_file(tmp_path):
     np.savez(tmp_path / "a.npz", **{f"array_{number}": IMAGES for number in range(100)})
     before = len(os.listdir("/proc/self/fd"))
     arrays, notes = npz_arrays(tmp_path / "a.npz")
-    assert (len(arrays), notes) == (100, []) and len(os.listdir("/proc/self/fd")) == before + 1
+    assert (len(arrays), notes) == (100, []) and len(os.listdir("/proc/self/fd")) <= before + 1
     for rows in (slice(2, 4), slice(0, 2)):
         for array in arrays.values():
             np.testing.assert_array_equal(array[rows], IMAGES[rows])

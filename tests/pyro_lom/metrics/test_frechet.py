@@ -108,3 +108,16 @@ class TestDistance:
 
     def test_constant_features(self):
         assert frechet_distance(moments_of(torch.ones(5, 3)), moments_of(torch.zeros(5, 3))) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e200])
+def test_features_that_have_no_covariance(value):
+    features = torch.ones(4, 2, dtype=torch.float64)
+    features[1, 1] = value
+    with pytest.raises(UserError, match="features of an image are NaN, infinite or too large for a covariance"):
+        moments_of(features)
+
+
+def test_large_features_have_a_distance():
+    features = torch.randn(8, 3, generator=generator(0), dtype=torch.float64)
+    assert np.isfinite(frechet_distance(moments_of(features), moments_of(features * 1e38)))

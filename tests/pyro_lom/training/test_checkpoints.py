@@ -260,6 +260,14 @@ def test_a_file_is_not_read_if_it_is_much_larger_than_the_weights(tmp_path, monk
         run.progress()
 
 
+def test_negative_variances(tmp_path):
+    run, weights = Run(tmp_path), {"norm.running_mean": torch.tensor([-1.0]), "norm.running_var": torch.zeros(2)}
+    save(run, 1, weights)
+    assert run.load_checkpoint()[1].keys() == weights.keys()
+    save(run, 2, weights | {"norm.running_var": torch.tensor([1, -1e-9])})
+    assert "norm.running_var is a variance and negative" in refusal(run)
+
+
 def test_large_numbers_are_finite(tmp_path):
     run = Run(tmp_path)
     save(run, 5, {"weight": torch.tensor(1e300, dtype=torch.float64)})

@@ -151,6 +151,40 @@ class TestClevr6:
             read_all(Clevr6(ROOMS_FILE, 96))
 
 
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("visibility", np.nan, "its visibility is NaN or infinite"),
+        ("rotation", np.inf, "its rotation is NaN or infinite"),
+        ("pixel_coords", np.nan, "its depth is NaN or infinite"),
+        ("pixel_coords", 3e38, "its pixel_x is NaN or infinite"),
+    ],
+)
+def test_records_that_are_not_finite(tmp_path, number, name, value, reason):
+    scenes = [scene | {name: scene[name].copy()} for scene in CLEVRS]
+    if value == 3e38:
+        scenes[number][name][1, 0] = value
+    else:
+        scenes[number][name][1] = value
+    path = write_records(tmp_path / "clevr", scenes)
+    with pytest.raises(UserError, match=f"file: record {number} is damaged: {reason}; fetch it again"):
+        read_all(Clevr6(path, 384))
+    [block], positions = read_all(Clevr6(path, 384), skip=True)
+    assert (len(block.images), positions) == (1, [f"record {number}"])
+
+
+@pytest.mark.parametrize("value", [1, 3, 127, 254])
+def test_masks_of_rooms_that_are_not_binary(tmp_path, value):
+    scene = room(0) | {"mask": room(0)["mask"].copy()}
+    scene["mask"][2, 5, 6] = value
+    path = write_records(tmp_path / "rooms", [scene, room(1)])
+    with pytest.raises(UserError, match=f"record 0 is damaged: its mask holds {value} where 0 or 255 is expected"):
+        read_all(ObjectsRoom(path, 64, 7))
+    [block], positions = read_all(ObjectsRoom(path, 64, 7), skip=True)
+    assert (len(block.images), positions) == (1, ["record 0"])
+
+
 def test_floats_and_bytes_are_told_apart(tmp_path):
     scene = CLEVRS[0] | {"size": CLEVRS[0]["size"].astype(np.float32)}
     path = write_records(tmp_path / "clevr", [scene])

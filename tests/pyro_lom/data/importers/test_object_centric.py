@@ -180,3 +180,14 @@ def test_no_hdf5(tmp_path):
     (tmp_path / "text").write_text("text")
     with pytest.raises(UserError, match="cannot read .*text: not an HDF5 file, .*; make or fetch it again"):
         ObjectCentric(tmp_path / "text", 16, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("name", "place"), [("visibility", 0), ("visibility", 9), ("x", 3), ("pixel_coords", (1, 2))])
+def test_scenes_that_are_not_finite(write, clevr, name, place, value):
+    clevr[name][2][place] = value
+    path = write(clevr)
+    with pytest.raises(UserError, match=f"file: scene 2 is damaged: its {name}.* is NaN or infinite"):
+        read_all(ObjectCentric(path, 16, 1))
+    [block], positions = read_all(ObjectCentric(path, 16, 1), skip=True)
+    assert (len(block.images), positions) == (3, ["scene 2"])
