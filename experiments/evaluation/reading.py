@@ -202,7 +202,9 @@ def render_trace(model: Model, trace: Trace, *, masks: bool = True) -> Rendering
 def _checked(rendering: Rendering) -> Rendering:
     """Return a rendering; raises UserError if its images are NaN or infinite."""
     if not rendering.image.isfinite().all():
-        raise UserError("the images of the model are NaN or infinite, since its weights are too large: name another run")
+        raise UserError(
+            "the images of the model are NaN or infinite, since its weights are too large: name another run"
+        )
     return rendering
 
 

@@ -17,6 +17,8 @@ from pyro_lom.errors import UserError
 
 BLOCK_BYTES = 16 << 20  # of images in a block: small relative to memory, large enough for efficient writing
 
+_MAX_DAMAGED = 10_000  # records that are skipped; their positions are written to the journal with each block
+
 
 class Block(NamedTuple):
     """Some scenes, and the position in the source after them."""
@@ -32,7 +34,10 @@ class Block(NamedTuple):
 
 @dataclass
 class Damage:
-    """Handles a damaged record: raises a UserError or, if `skip` is set, stores the position of the record."""
+    """Handles a damaged record: raises a UserError or, if `skip` is set, stores the position of the record.
+
+    More than 10,000 damaged records raise a UserError in any case.
+    """
 
     source: str
     skip: bool
@@ -45,6 +50,8 @@ class Damage:
                 f"{self.source}: {position} is damaged: {reason}; fetch it again, or pass --skip-damaged to leave out "
                 "all that is damaged"
             )
+        if len(self.positions) == _MAX_DAMAGED:
+            raise UserError(f"{self.source}: more than {_MAX_DAMAGED} records or images are damaged: fetch it again")
         self.positions.append(position)
 
     def unless_damaged(self, read: Callable[[int], Scene], row: int) -> Scene | None:

@@ -188,6 +188,13 @@ def test_damage(tmp_path, scenes):
     assert (len(found[0]), found[2]) == (18, ["image 7", "image 9"])
 
 
+def test_too_much_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_lom.data.importers.block._MAX_DAMAGED", 5)
+    np.save(tmp_path / "a.npy", np.full((9, 8, 8), np.nan))
+    with pytest.raises(UserError, match="file: more than 5 records or images are damaged: fetch it again"):
+        read_all(ArrayFile(tmp_path / "a.npy", None), skip=True)
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
