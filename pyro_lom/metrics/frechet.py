@@ -54,7 +54,7 @@ class GaussianMoments:
         return self._scatter / (self.count - 1)
 
 
-def moments(batches: Iterable[Float[Tensor, "B C H W"]], extractor: Extractor) -> GaussianMoments:
+def moments(batches: Iterable[Float[Tensor, "_ C H W"]], extractor: Extractor) -> GaussianMoments:
     """Compute the mean and covariance of the features of one or more batches; only one batch is in memory at a time."""
     result = None
     for features in map(extractor, batches):
