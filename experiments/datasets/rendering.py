@@ -26,27 +26,31 @@ RENDERERS = {
     "shapestacks-floating": ShapeStacks(broken="floating"),
     "shapestacks-apart": ShapeStacks(broken="apart"),
     "shapestacks-toppled": ShapeStacks(broken="toppled"),
+    "shapestacks-near": ShapeStacks(near=True),
+    "shapestacks-near-floating": ShapeStacks(near=True, broken="floating"),
+    "shapestacks-near-apart": ShapeStacks(near=True, broken="apart"),
+    "shapestacks-near-toppled": ShapeStacks(near=True, broken="toppled"),
     "clevr6": Clevr6(),
 }
-TRAINED_ON = ("objects-room", "shapestacks", "clevr6")
+TRAINED_ON = ("objects-room", "shapestacks", "shapestacks-near", "clevr6")
 """Data sets with training and test splits. All others are test sets."""
 Name = Literal[tuple(RENDERERS)]
 
 
 @dataclass(frozen=True)
 class Render:
-    """Render a stand-in for a published data set, with labels and factors, into one HDF5 file.
+    """Render a data set, with labels and factors, into one HDF5 file.
 
     MuJoCo renders objects-room and shapestacks (pip install -e ".[render]"), and Mitsuba renders clevr6 (".[clevr]").
-    The test sets are objects-room's six-objects, identical-colour and empty-room, and shapestacks' broken stacks:
-    floating, apart and toppled. The scenes depend on the seed and not on the number of workers. If a command was
-    stopped, repeat it to continue.
+    The test sets are objects-room's six-objects, identical-colour and empty-room, and the broken stacks of shapestacks
+    and shapestacks-near: floating, apart and toppled. The scenes depend on the seed and not on the number of workers.
+    If a command was stopped, repeat it to continue.
     """
 
     name: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Data set: objects-room, shapestacks, clevr6, or a test set such as objects-room-six-objects."""
+    """Data set: objects-room, shapestacks, shapestacks-near, clevr6, or a test set such as objects-room-six-objects."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """HDF5 file to write. The presets read data/objects-room.h5, data/shapestacks.h5 and data/clevr6.h5."""
+    """HDF5 file to write. The presets read data/NAME.h5."""
     num: Annotated[int, within(1, MAX_SCENES)] = 50_000
     """Number of scenes."""
     seed: Seed = 0

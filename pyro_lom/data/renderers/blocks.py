@@ -6,11 +6,13 @@ half of its surface. A stack can break that rule at one block (`MASS`), or have 
 """
 
 from collections.abc import Iterator
+from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.spatial.transform import Rotation
 
 CUBOID, CYLINDER, LYING_CYLINDER, SPHERE = range(4)
 MASS, SURFACE = "mass", "surface"
@@ -105,6 +107,15 @@ def set_apart(rng: np.random.Generator, stack: Stack) -> Stack:
         apart = np.linalg.norm(places[:, None] - places, axis=2) + 100 * np.eye(len(reach))
         if (apart > reach[:, None] + reach).all():
             return stack._replace(position=np.column_stack([places, stack.half[:, 2]]))
+
+
+def corners(stack: Stack) -> Float[np.ndarray, "blocks 8 3"]:
+    """Return the corners of a box around each block, along the block's own axes."""
+    lies = (stack.shape == LYING_CYLINDER)[:, None]
+    half = np.where(lies, stack.half[:, [0, 2, 1]], stack.half)  # its own z axis is horizontal
+    own = half[:, None] * np.array(list(product((-1, 1), repeat=3)))
+    turned = Rotation.from_quat(np.roll(stack.quaternion, -1, axis=1)).as_matrix() @ own.transpose(0, 2, 1)
+    return stack.position[:, None] + turned.transpose(0, 2, 1)
 
 
 def heading(quaternion: Float[np.ndarray, "blocks 4"]) -> Float[np.ndarray, "blocks"]:

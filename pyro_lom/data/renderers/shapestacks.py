@@ -9,19 +9,23 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
-from scipy.ndimage import binary_dilation
+from jaxtyping import Float, UInt8
+from scipy.ndimage import binary_dilation, find_objects
 
 from pyro_lom.data.renderers import blocks
 from pyro_lom.data.renderers.blocks import MAX_BLOCKS, Stack
 from pyro_lom.data.renderers.renderer import MAX_TRIES, Renderer, RenderScene, generator, padded, pixels_of
-from pyro_lom.data.renderers.shapestacks_model import FLOORS, WALLS, world
+from pyro_lom.data.renderers.shapestacks_model import FLOORS, VIEW, WALLS, world
 from pyro_lom.data.renderers.view import Stage
 from pyro_lom.data.writer import Scene
 
 Broken = Literal["floating", "apart", "toppled"]
 MIN_SHARE = 0.005  # of the image: minimum visible area of a block, so that `metrics/stacks.py` counts it
 _GAP = 3 / 64  # of the image's width: minimum width of a visible gap in a broken stack
+_NEAR_BLOCKS = 4  # maximum number of blocks, seen from near
+_NEAR_SIDE = 1 / 8  # of the image's width: minimum visible width and height of a block, seen from near
+_NEAR_FILLED = 0.8  # of the image's width and height: maximum extent of all blocks together, seen from near
+_NEAREST = 2.5  # width in units of the view of the nearest camera, at the distance of the blocks
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,13 @@ class ShapeStacks(Renderer):
     Args:
         broken: None, or how two or more blocks fail to form a stack: the upper part is "floating" above the lower
             part, the blocks are "apart" on the floor, or a stack has fallen and is at rest ("toppled").
+        near: whether the cameras are moved, without turning them, so that 1 to 4 blocks are in the middle of the image
+            and as large as possible. Each block is visible over an eighth of the image's width and height at least.
     """
 
     size: int = 64
     broken: Broken | None = None
+    near: bool = False
 
     num_background = 1
     version = 1
@@ -72,7 +79,7 @@ class _World(Stage):
             stands, stack = self._draw(rng)
             self._place(stack)
             self._furnish(rng)
-            self._looks = self._looks_at(rng, len(stack.shape))
+            self._looks = self._looks_at(rng, stack)
             if self._looks is not None:
                 break
         else:
@@ -88,7 +95,8 @@ class _World(Stage):
     def _draw(self, rng: np.random.Generator) -> tuple[bool, Stack]:
         """Return whether the stack stands, and the stack. With two or more blocks, it stands with probability 0.5."""
         broken, rules = self._renderer.broken, [blocks.MASS, blocks.SURFACE]
-        num_blocks = int(rng.integers(1 if broken is None else 2, MAX_BLOCKS, endpoint=True))
+        most = _NEAR_BLOCKS if self._renderer.near else MAX_BLOCKS
+        num_blocks = int(rng.integers(1 if broken is None else 2, most, endpoint=True))
         if broken == "toppled":
             while (fallen := blocks.topple(self._mujoco, blocks.pile(rng, num_blocks, rng.choice(rules)))) is None:
                 pass
@@ -118,17 +126,33 @@ class _World(Stage):
         model.light_castshadow[:] = np.arange(model.nlight) == rng.integers(model.nlight)
         self._move()
 
-    def _looks_at(self, rng: np.random.Generator, num_blocks: int) -> list[tuple[int, np.ndarray]] | None:
+    def _looks_at(self, rng: np.random.Generator, stack: Stack) -> list[tuple[int, np.ndarray]] | None:
         """Return a camera and its labels for each view; None if too few cameras see all blocks and the break."""
-        looks = []
+        looks, num_blocks = [], len(stack.shape)
         for camera in rng.permutation(self._model.ncam).tolist():
+            if self._renderer.near:
+                self._approach(camera, blocks.corners(stack).reshape(-1, 3))
             labels = self._labels(camera)
             seen = (pixels_of(labels, 1, num_blocks) >= MIN_SHARE * labels.size).all()
+            if self._renderer.near:
+                sides = [part.stop - part.start for box in find_objects(labels, num_blocks) if box for part in box]
+                seen = seen and min(sides) >= _NEAR_SIDE * len(labels)
             if seen and self._shows_break(labels, num_blocks):
                 looks.append((camera, labels))
             if len(looks) == self._renderer.views:
                 return looks
         return None
+
+    def _approach(self, camera: int, points: Float[np.ndarray, "points 3"]) -> None:
+        """Move a camera, without turning it, so that the points are in the middle and fill the image up to a margin."""
+        axes = self._data.cam_xmat[camera].reshape(3, 3)  # its columns point to the right, up and backwards
+        seen = points @ axes
+        middle = (seen.min(0) + seen.max(0)) / 2
+        across, back = np.abs(seen - middle)[:, :2].max(1), (seen - middle)[:, 2]
+        slope = np.tan(VIEW / 2)  # half the image's width per unit of distance
+        distance = max((across / (_NEAR_FILLED * slope) + back).max(), _NEAREST / 2 / slope)
+        self._model.cam_pos[camera] = axes @ (middle + [0, 0, distance])
+        self._move()
 
     def _shows_break(self, labels: UInt8[np.ndarray, "H W"], num_blocks: int) -> bool:
         """Return whether the gap is visible: between two successive blocks if floating, around each block if apart."""

@@ -6,7 +6,8 @@ from pyro_lom.data.renderers.blocks import MAX_BLOCKS
 from pyro_lom.data.renderers.textures import checks, clouds, hexagons, masonry, materials, planks, stripes, waves
 
 _CORNERS = [(-1, -1), (-1, 1), (1, 1), (1, -1)]
-_VIEW = 2 * np.arctan(np.tan(np.radians(45) / 2) * 196 / 224)
+VIEW = 2 * np.arctan(np.tan(np.radians(45) / 2) * 196 / 224)
+"""Angle of view of all cameras, in radians."""
 
 FLOORS = {
     "boards": (lambda: planks(8, 2, 11), (44, 28, 16), (122, 90, 58), "2 2"),
@@ -37,7 +38,7 @@ def world() -> tuple[str, dict[str, bytes]]:
     mjcf = f"""<mujoco>
   <statistic extent="10" center="0 0 2"/>
   <visual>
-    <global fovy="{np.degrees(_VIEW):.9g}"/>
+    <global fovy="{np.degrees(VIEW):.9g}"/>
     <quality shadowsize="1024" offsamples="0"/>
     <map znear="0.05" zfar="6" shadowclip="1.6"/>
     <headlight active="0"/>

@@ -9,6 +9,7 @@ from pyro_lom.data.renderers.blocks import (
     MASS,
     SPHERE,
     SURFACE,
+    corners,
     heading,
     let_go,
     lift,
@@ -124,3 +125,40 @@ def test_whole_stacks_are_seen_as_standing(stacks):
 @pytest.mark.usefixtures("mujoco")
 def test_five_hundred_stacks(hold_together):
     hold_together(ShapeStacks(), scenes_of(ShapeStacks(), 500, seed=7), MIN_SHARE)
+
+
+def test_corners_are_those_of_a_box_around_each_block(rng):
+    shapes = set()
+    while len(shapes) < 4:
+        stack = pile(rng, 4)
+        shapes |= set(stack.shape.tolist())
+        boxes = corners(stack)
+        np.testing.assert_allclose(boxes.mean(1), stack.position, atol=1e-12)
+        np.testing.assert_allclose(np.ptp(boxes[..., 2], axis=1), 2 * stack.half[:, 2], atol=1e-12)
+        reach = np.linalg.norm(boxes[..., :2] - stack.position[:, None, :2], axis=-1)
+        np.testing.assert_allclose(reach, np.linalg.norm(stack.half[:, None, :2], axis=-1).repeat(8, 1), atol=1e-12)
+
+
+@pytest.mark.usefixtures("mujoco")
+@pytest.mark.parametrize("broken", [None, "floating", "apart", "toppled"])
+def test_stacks_seen_from_near(broken, hold_together):
+    renderer = ShapeStacks(near=True, broken=broken)
+    scenes = scenes_of(renderer, 24)
+    hold_together(renderer, scenes, MIN_SHARE)
+    for _, labels, factors in scenes:
+        count = int(factors["num_blocks"][0])
+        assert 1 <= count <= 4
+        for block in range(1, count + 1):
+            seen = np.argwhere(labels == block)
+            assert np.ptp(seen, axis=0).min() + 1 >= 8  # pixels of 64
+            assert seen.min() > 0 and seen.max() < 63, "a block is cut off"
+        middle = (np.argwhere(labels > 0).min(0) + np.argwhere(labels > 0).max(0)) / 2
+        assert np.abs(middle - 31.5).max() < 8
+
+
+@pytest.mark.usefixtures("mujoco")
+def test_a_near_scene_does_not_depend_on_the_one_before():
+    first, second = ShapeStacks(near=True).open(), ShapeStacks(near=True).open()
+    scenes = [first(0, index) for index in range(12)]
+    for index in (9, 2, 1):
+        np.testing.assert_array_equal(second(0, index).image, scenes[index].image)
