@@ -51,6 +51,8 @@ NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
 }
+SHADED = {"glimpse": dict(encoder="glimpse", decoder="field")}
+"""Networks of systems with the inference of GENESIS-v2 only."""
 IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2
 NUM_SLOTS = 3
@@ -114,7 +116,7 @@ def tiny_config(
         latent_channels=2,
         cells_per_group=1,
     )
-    for name, value in NETWORKS[networks].items():
+    for name, value in (NETWORKS | SHADED)[networks].items():
         (inference if name == "encoder" else values)[name] = value
     values |= inference if system in _ALONE else dict(orderless=_INFERENCE[base](**inference))
     if rendered is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from experiments.config import Config, NotNegative, Train, Width, within
 from experiments.systems import published
 from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
-from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Geco, ImageShape, SlotOptions
+from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Decoder, Geco, ImageShape, SlotOptions
 from guides.emorl import EfficientMorlGuide
 from models.emorl import EfficientMorl
 from pyro_lom.geco import FreeNats
@@ -75,7 +75,7 @@ class Emorl(EmorlInference, SlotOptions):
         r".*(generation_relation|gru\.cell\.zeros).*": "",
     }
 
-    decoder: Literal["deconvolution", "broadcast", "separable"] = "broadcast"
+    decoder: Decoder = "broadcast"
 
     def build(self, image_shape: ImageShape, train: Train) -> System:
         return {"model": self.pair(self, image_shape)}

@@ -10,7 +10,9 @@ from experiments.systems.emorl import EMORL_CLEVR6, EMORL_OBJECTS_ROOM, EMORL_SH
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
+    GENESIS_V2_OBJECTS_ROOM_SMALL,
     GENESIS_V2_SHAPESTACKS,
+    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
     GENESIS_V2_TOWERS,
     GenesisV2Inference,
 )
@@ -154,6 +156,31 @@ in the Transformers; the orderless pair trained first, its posteriors then compu
 batches for the LOM, of which a part is rendered; a scene KL with 0.45 free nats per dimension.
 """
 
+
+_ORDERED_STEPS = 9000
+
+
+def _small(base: Config) -> Config[Lom]:
+    """Return a small LOM over `base`. The orderless model trains first, with the steps and options of `base`."""
+    steps = base.train.steps + _ORDERED_STEPS
+    return over(
+        base,
+        train=replace(base.train, steps=steps),
+        scene_dim=64,
+        transformer_mlp_ratio=DEMO.model.transformer_mlp_ratio,
+        free_nats=DEMO.model.free_nats,
+        schedule=LomSchedule(
+            orderless_first=base.train.steps / steps,
+            ordered_batch_size=64,
+            ordered_learning_rate=2e-3,
+            ordered_rendered=8,
+        ),
+    )
+
+
+RENDERED_SMALL = tuple(map(_small, (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)))
+"""Small LOMs on rendered scenes, which train in 25 minutes on one thread."""
+
 LOM_EMORL_TOWERS = over(
     EMORL_TOWERS,
     scene_dim=DEMO.model.scene_dim,
@@ -207,6 +234,7 @@ SYSTEMS = (Lom,)
 PRESETS = (
     DEMO,
     LOM_EMORL_TOWERS,
+    *RENDERED_SMALL,
     *(over(base) for base in (GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)),
     *_EMORL,
     _variant(DEMO, "64", data=Data(path="data/towers-64.h5", image_size=64)),  # for a GPU

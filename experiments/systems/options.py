@@ -11,7 +11,7 @@ from pyro_lom.errors import UserError
 from pyro_lom.geco import AdditiveGeco, FreeNats, MultiplicativeGeco, Target
 from pyro_lom.geco import Geco as GecoRule
 from pyro_lom.likelihoods import GaussianLikelihood, MixtureLikelihood
-from pyro_lom.networks.decoders import BroadcastDecoder, DeconvolutionDecoder, SeparableDecoder
+from pyro_lom.networks.decoders import BroadcastDecoder, DeconvolutionDecoder, FieldDecoder, SeparableDecoder
 from pyro_lom.system import System
 from pyro_lom.training.phase import Phase
 
@@ -23,9 +23,18 @@ SHAPESTACKS = Data(path="data/shapestacks.h5", image_size=64)
 CLEVR6 = Data(path="data/clevr6.h5", image_size=96)
 """The paper's data sets, with its image sizes."""
 
+SHAPESTACKS_NEAR = Data(path="data/shapestacks-near.h5", image_size=64)
+"""Stacks that are seen from near, for small networks."""
+
 _RULES = {"multiplicative": MultiplicativeGeco, "additive": AdditiveGeco}
 _LIKELIHOODS = {"gaussian": GaussianLikelihood, "mixture": MixtureLikelihood}
-_DECODERS = {"deconvolution": DeconvolutionDecoder, "broadcast": BroadcastDecoder, "separable": SeparableDecoder}
+_DECODERS = {
+    "deconvolution": DeconvolutionDecoder,
+    "broadcast": BroadcastDecoder,
+    "separable": SeparableDecoder,
+    "field": FieldDecoder,
+}
+Decoder = Literal[*_DECODERS]
 
 
 @dataclass(frozen=True)
@@ -203,8 +212,9 @@ class SlotOptions(CompositionOptions):
 
     slot_dim: Size = 64
     """Dz (A.4.1)."""
-    decoder: Literal["deconvolution", "broadcast", "separable"] = "deconvolution"
-    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder for small images (departure)."""
+    decoder: Decoder = "deconvolution"
+    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder (departure): separable for boxes, or
+    field, which takes three times as long, for shaded surfaces with edges of any direction."""
     decoder_width: Size = 64
     """Channels or units of the decoder's layers."""
 

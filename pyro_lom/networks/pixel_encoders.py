@@ -25,8 +25,12 @@ def pool(features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"
 
     The sums are computed in the dtype of the weights, float32, also under autocast: variances are their differences.
     """
-    with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
+    with _without_autocast(features):
         return weights @ features.to(weights.dtype).flatten(-2).transpose(-1, -2)
+
+
+def _without_autocast(tensor: Tensor) -> torch.autocast:
+    return torch.autocast("cuda" if tensor.is_cuda else "cpu", enabled=False)
 
 
 class PixelEncoder(nn.Module):
@@ -109,28 +113,84 @@ class CompactPixelEncoder(nn.Module):
         encoded = self.unet(pixels)
         context = F.interpolate(self.context(encoded), scale_factor=2.0, mode="bilinear")
         learned = self.gate * self.embedding(F.relu(context + self.pixel(pixels)))
-        colours = torch.einsum("oc,bchw->bohw", self.colour_map, images)
-        given = torch.cat([colours, self.place_weight * grid], dim=1)
+        given = torch.cat([self.colours(images), self.place_weight * grid], dim=1)
         embedding = learned + F.pad(given, (0, 0, 0, 0, 0, EMBEDDING_DIM - given.shape[1]))
         products = (grid.unsqueeze(2) * images.unsqueeze(1)).flatten(1, 2)
         learned_features = F.interpolate(self.features(encoded), scale_factor=2.0)
         features = [learned_features, images, grid, grid.square(), products]
         return PixelFeatures(embedding, torch.cat(features, dim=1))
 
+    def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
+        """Return the colours in the embedding."""
+        return torch.einsum("oc,bchw->bohw", self.colour_map, images)
+
     pool = staticmethod(pool)
 
 
+class GlimpseEncoder(CompactPixelEncoder):
+    """Encoder for shaded objects of any shape (departure): `CompactPixelEncoder` with three changes.
+
+    1. The embedding starts with hue, which shading hardly changes.
+    2. Masks are squared before they pool features. Their faint parts lie on other objects, and cover much of the image.
+    3. The pooled features end with a glimpse, because moments do not describe shapes. A glimpse contains the mask and
+       the colours under it at `GLIMPSE` x `GLIMPSE` places around the mask's mean place, four standard deviations wide.
+    """
+
+    GLIMPSE = 8
+
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
+        channels = image_shape[0]
+        super().__init__(image_shape, width=width, bottleneck=bottleneck)
+        self.colour_map = nn.Parameter(torch.tensor([0.8] * channels + [0.5]))
+        self.colour_channels = slice(self.NUM_LEARNED, self.NUM_LEARNED + channels)
+        self.num_glimpsed = (1 + channels) * self.GLIMPSE**2
+        axis = torch.linspace(-1, 1, self.GLIMPSE)
+        self.register_buffer("frame", torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1), persistent=False)
+
+    def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
+        """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
+        brightness = images.mean(1, keepdim=True)
+        hue = (images - brightness) / (brightness + 0.05)  # black has no hue
+        return self.colour_map[:, None, None] * torch.cat([hue, brightness], dim=1)
+
+    def pool(
+        self, features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]
+    ) -> Float[Tensor, "*batch K F_and_glimpsed"]:
+        """Return weighted sums of the features, and the glimpses."""
+        with _without_autocast(features):
+            squares = weights.square()
+            weights = squares / squares.sum(-1, keepdim=True).clamp_min(1e-12)  # a faint mask is as strong as any other
+            glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
+            return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
+
+    def _glimpses(
+        self, images: Float[Tensor, "B C H W"], weights: Float[Tensor, "*batch K N"]
+    ) -> Float[Tensor, "*batch K C_and_mask side side"]:
+        places = self.grid.flatten(1).flip(0).T  # column and row of each pixel, the order of `grid_sample`
+        mean = weights @ places
+        scale = (weights @ places.square() - mean.square()).clamp_min(1e-6).sqrt()
+        # The constant gives a mask of one pixel a width.
+        points = mean[..., None, None, :] + (2 * scale + 0.05)[..., None, None, :] * self.frame
+
+        masks = (weights / weights.amax(-1, keepdim=True).clamp_min(1e-12)).unflatten(-1, images.shape[-2:])
+        masks = F.grid_sample(masks.flatten(0, -3).unsqueeze(1), points.flatten(0, -4), align_corners=True)
+        images = images.expand(*weights.shape[:-2], *images.shape[1:]).flatten(0, -4)
+        colours = F.grid_sample(images, points.flatten(-4, -3).flatten(0, -4), align_corners=True)
+        colours = colours.unflatten(-2, (-1, self.GLIMPSE)).transpose(1, 2).flatten(0, 1)  # as the masks: one per slot
+        return torch.cat([masks, masks * colours], dim=1).unflatten(0, weights.shape[:-1])
+
+
 class MomentsReadout(nn.Module):
-    """Map from the moments of the pixels under a mask to a slot, for `CompactPixelEncoder` (departure).
+    """Map from the moments of the pixels under a mask, and its glimpse if there is one, to a slot (departure).
 
     The moments are the mean colour, the mean place, the standard deviation of the place, and the slopes of the colour
     along both axes. A slot's loc is the output of a perceptron of all moments, plus the place and the colour in its
     first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers.
     """
 
-    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, hidden: int = 64):
+    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, num_glimpsed: int = 0, hidden: int = 64):
         super().__init__()
-        self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels]
+        self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels, num_glimpsed]
         self.norm = nn.LayerNorm(num_learned)
         sizes = pairwise([sum(self.sizes), hidden, hidden, 2 * slot_dim])
         self.layers = nn.Sequential(*(layer for i, o in sizes for layer in (nn.Linear(i, o), nn.ReLU())))[:-1]
@@ -138,10 +198,10 @@ class MomentsReadout(nn.Module):
         nn.init.constant_(self.layers[-1].bias[slot_dim:], -1.5)
 
     def forward(self, pooled: Float[Tensor, "*batch K F"]) -> Float[Tensor, "*batch K two_Dz"]:
-        learned, colour, place, square, product = pooled.split(self.sizes, dim=-1)
+        learned, colour, place, square, product, glimpse = pooled.split(self.sizes, dim=-1)
         variance = (square - place.square()).clamp_min(1e-6)
         covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
-        read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes], dim=-1))
+        read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
         given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
         return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from tiny import NETWORKS, SLOT_DIM, tiny_pair
 
-from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, PixelEncoder
+from experiments.systems.genesis_v2 import GenesisV2Networks
+from pyro_lom.errors import UserError
+from pyro_lom.networks.pixel_encoders import (
+    EMBEDDING_DIM,
+    CompactPixelEncoder,
+    GlimpseEncoder,
+    PixelEncoder,
+)
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 SHAPE = (3, 32, 32)
@@ -16,6 +23,11 @@ def test_every_pixel_gets_an_embedding_and_features(kind, image_shape):
     embedding, features = kind(image_shape, width=8)(torch.rand(2, *image_shape))
     assert embedding.shape == (2, EMBEDDING_DIM, *image_shape[1:])
     assert (features.shape[0], features.shape[2:]) == (2, image_shape[1:])
+
+
+def test_the_glimpse_encoder_gives_every_pixel_an_embedding_and_features():
+    embedding, features = GlimpseEncoder((3, 48, 48), width=8)(torch.rand(2, 3, 48, 48))
+    assert embedding.shape == (2, EMBEDDING_DIM, 48, 48) and features.shape[2:] == (48, 48)
 
 
 def test_the_published_embedding_starts_as_place():
@@ -97,3 +109,87 @@ def test_pooling_comes_before_the_last_convolution_without_changing_its_results(
     found = encoder.pool(encoder(images).features, weights)
     every_pixel = encoder.features(encoder.unet(images)).flatten(-2)  # as published
     torch.testing.assert_close(found, weights @ every_pixel.transpose(-1, -2), rtol=1e-4, atol=1e-3)
+
+
+def test_the_embedding_of_the_glimpse_encoder_starts_as_hues_that_shading_hardly_changes():
+    encoder = GlimpseEncoder(SHAPE, width=8)
+    colours = torch.tensor([[0.9, 0.2, 0.2], [0.1, 0.6, 0.3]]).view(2, 3, 1, 1)
+    lit, shaded, other = (encoder.colours(images) for images in (colours, 0.5 * colours, colours.flip(0)))
+    near, far = (shaded - lit).norm(dim=1), (other - lit).norm(dim=1)
+    assert (near < 0.3 * far).all()
+    torch.testing.assert_close(lit[:, 3:], 0.5 * colours.mean(1, keepdim=True))
+    assert not encoder.colours(torch.full((1, 3, 2, 2), 0.4))[:, :3].any(), "grey has no hue"
+    with torch.no_grad():
+        encoder.gate.zero_()
+        embedding, _ = encoder(colours.expand(2, *SHAPE))
+    torch.testing.assert_close(embedding[:, :4], lit.expand(2, 4, 32, 32))
+
+
+def glimpses_of(encoder, images, masks):
+    """The glimpses (B, K, 4, side, side): mask, red, green and blue."""
+    features = encoder(images).features
+    pooled = encoder.pool(features, masks / masks.sum(-1, keepdim=True))
+    return pooled[..., features.shape[1] :].unflatten(-1, (4, encoder.GLIMPSE, encoder.GLIMPSE))
+
+
+def box(rows, columns):
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., rows, columns] = 1
+    return mask.flatten(-2)
+
+
+def test_a_glimpse_frames_the_mask_wherever_and_however_large_it_is():
+    encoder, image = GlimpseEncoder(SHAPE, width=8), torch.full((1, *SHAPE), 0.5)
+    image[:, 0, 4:24, 8:28] = 0.9
+    seen = glimpses_of(encoder, image, box(slice(4, 24), slice(8, 28))).squeeze()
+    # A uniform box reaches 1.73 standard deviations from its mean, and the glimpse 2.
+    inside = seen[:, 1:-1, 1:-1]
+    torch.testing.assert_close(inside[0], torch.ones(6, 6), atol=0.1, rtol=0)
+    assert seen[0, [0, -1]].max() < 0.5 and seen[0, :, [0, -1]].max() < 0.5
+    torch.testing.assert_close(inside[1:].mean((1, 2)), torch.tensor([0.9, 0.5, 0.5]), atol=0.05, rtol=0)
+
+    moved = torch.full((1, *SHAPE), 0.5)
+    moved[:, 0, 10:30, 2:22] = 0.9
+    again = glimpses_of(encoder, moved, box(slice(10, 30), slice(2, 22))).squeeze()
+    torch.testing.assert_close(again, seen, atol=1e-4, rtol=0)
+
+
+def test_faint_parts_of_a_mask_hardly_count():
+    encoder = GlimpseEncoder(SHAPE, width=8)
+    image = torch.full((1, *SHAPE), 0.2)
+    image[..., 4:10, 8:14] = 0.8
+    object_alone, with_wall = box(slice(4, 10), slice(8, 14)), box(slice(4, 10), slice(8, 14)).clamp_min(0.05)
+    features = encoder(image).features
+    for mask, expected in ((object_alone, 0.8), (with_wall, 0.8)):
+        pooled = encoder.pool(features, mask / mask.sum(-1, keepdim=True))
+        torch.testing.assert_close(pooled[0, 0, encoder.NUM_LEARNED], torch.tensor(expected), atol=0.04, rtol=0)
+    assert with_wall.sum() > 2 * object_alone.sum(), "the wall weighs more than the object if masks are not squared"
+
+
+def test_glimpses_of_several_samples_are_those_of_each():
+    encoder, images = GlimpseEncoder(SHAPE, width=8), torch.rand(2, *SHAPE)
+    features, weights = encoder(images).features, torch.rand(3, 2, 4, 32 * 32)
+    together = encoder.pool(features, weights)
+    for sample, expected in zip(weights, together, strict=True):
+        torch.testing.assert_close(encoder.pool(features, sample), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_masks_learn_from_glimpses():
+    encoder, mask = GlimpseEncoder(SHAPE, width=8), box(slice(4, 10), slice(8, 14)).clamp_min(0.05).requires_grad_()
+    glimpses_of(encoder, torch.rand(1, *SHAPE), mask)[:, :, 1:].sum().backward()
+    assert mask.grad.isfinite().all() and mask.grad.abs().sum() > 0
+
+
+def test_glimpses_have_full_precision_under_autocast():
+    encoder, image = GlimpseEncoder((3, 64, 64), width=8), torch.rand(1, 3, 64, 64)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 2:6, 58:62] = 1
+    features, weights = encoder(image).features, mask.flatten(-2) / 16
+    expected = encoder.pool(features, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoder.pool(features, weights), expected)
+
+
+def test_the_glimpse_encoder_refuses_grey_images():
+    with pytest.raises(UserError, match="requires colour images"):
+        GenesisV2Networks(encoder="glimpse", encoder_width=8).make_networks(4, (1, 32, 32))
