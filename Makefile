@@ -1,3 +1,4 @@
+# make sample       draw scenes of the pretrained models, in ten seconds
 # make fit          train and evaluate the demo; ARGS go to experiments/fit.py: make fit ARGS="--seed 1"
 # make test         the tests; PYTEST_ARGS go to pytest: make test PYTEST_ARGS="-x tests/test_packaging.py"
 # make test-slow    the slow tests
@@ -15,10 +16,14 @@ PYTEST_ARGS ?=
 ARGS ?=
 
 VENV := .venv/bin/python
+PRETRAINED := pretrained/lom-genesis-v2-objects-room-small pretrained/lom-genesis-v2-shapestacks-near-small
 READY := .venv/.ready
 PIP = $(VENV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: fit test test-slow lint format clean
+.PHONY: sample fit test test-slow lint format clean
+
+sample: $(READY)
+	$(VENV) experiments/sample.py $(PRETRAINED)
 
 fit: $(READY)
 	$(VENV) experiments/fit.py $(ARGS)

@@ -23,7 +23,7 @@ from experiments.config import Count, Natural, Positive, check_bounds, overrides
 from experiments.evaluation.held_out import HeldOut, Values, segment
 from experiments.evaluation.metrics import METRICS, measure
 from experiments.evaluation.tables import Row, markdown
-from experiments.loading import check_runs
+from experiments.loading import check_runs, find_run
 from experiments.systems import own_systems
 from experiments.systems.options import SystemOptions
 from pyro_lom.errors import UserError, printable
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     cli.check_output(options.output, suffix=".md")
     if options.sheet:
         for folder in options.runs:
-            _refuse_to_lose_counts(folder)
+            _refuse_to_lose_counts(find_run(folder).folder)
     rows = []
     for folder in options.runs:
         held_out = HeldOut.open(folder, num_images=options.num_images, systems=systems, readjust=options.readjust)

@@ -25,7 +25,7 @@ from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
 from experiments.evaluation.reading import signs_of_binding
 from experiments.evaluation.summary import summarise, summary_lines
-from experiments.loading import Origin, check_scenes, read_config, read_data, remarks, start_from
+from experiments.loading import Origin, check_scenes, find_run, read_config, read_data, remarks, start_from
 from experiments.options import refuse_foreign_options
 from experiments.parts import Factory, check_records, records
 from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     systems = own_systems(options.systems)
     config = options.config
     if options.resume is not None:
-        config = read_config(Run.open(options.resume), systems)
+        config = read_config(find_run(options.resume), systems)
     if options.dry_run:
         _print_plan(config)
         return
@@ -192,9 +192,9 @@ def fit(
     given, config = config, with_global_batch_size(config, global_batch_size, devices * num_nodes, accumulate)
     origin = Origin()
     if resume is not None:
-        origin = check_resumption(Run.open(resume), [given, config], parts, systems)
+        origin = check_resumption(find_run(resume), [given, config], parts, systems)
         check_scenes(origin, scenes, resume)
-        if orderless is not None and str(Path(orderless).resolve()) != origin.orderless:
+        if orderless is not None and str(find_run(orderless).folder.resolve()) != origin.orderless:
             raise UserError(f"{resume} did not take over the orderless pair of {orderless}: leave orderless out")
     elif scenes is not None:
         shape = getattr(scenes.images if isinstance(scenes, Scenes) else scenes, "shape", ())
@@ -208,7 +208,7 @@ def fit(
     check_records(origin.parts, found, resume)
     if orderless is not None and resume is None:
         start_from(system, config, orderless, systems)
-        origin = origin._replace(orderless=str(Path(orderless).resolve()))
+        origin = origin._replace(orderless=str(find_run(orderless).folder.resolve()))
     origin = origin._replace(parts=found)
     phases = config.model.phases(system, config.train)
     if origin.orderless:

@@ -22,15 +22,22 @@ from pyro_lom.training.runs import Run, load_weights
 EMBEDDED = {"data/towers.h5": 32, "data/towers-64.h5": 64}
 """Files of the embedded data set, which are rendered if missing, and the size of their images."""
 
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""Folder of the runs that are part of the project. Commands and functions find them under the name pretrained/NAME."""
+KEPT_SCENES = "scenes.h5"
+"""File of a packed run that contains its held-out scenes."""
+
 _FEW = 1000  # training scenes, below which a warning is printed
 _OBJECTS = "github.com/google-deepmind/multi_object_datasets"
-_PUBLISHED = {
+_DATA_SETS = {
     "data/objects-room.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", ""),
     "data/objects-room-48.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", " --size 48"),
     "data/clevr6.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", ""),
     "data/shapestacks.h5": ("shapestacks", "ogroth.github.io/shapestacks", "shapestacks", ""),
+    "data/shapestacks-near.h5": ("shapestacks-near", "", "", ""),
 }
-"""Data files of the presets: name for `data.py`, place of publication, file or folder there, options of `data.py`."""
+"""Data files of the presets: name for `data.py`, place of publication or "", file or folder there, options of
+`data.py`."""
 
 
 def read_data(data: Data, scenes: Any = None) -> Scenes:
@@ -46,7 +53,7 @@ def read_data(data: Data, scenes: Any = None) -> Scenes:
         return fit_scenes(scenes_of(scenes), size, pad=pad, place="scenes")
     if EMBEDDED.get(data.path) == data.image_size:
         return ensure_towers(data.path, data.image_size)
-    if data.path in _PUBLISHED and not os.path.exists(data.path):
+    if data.path in _DATA_SETS and not os.path.exists(data.path):
         raise UserError(f"the data set is missing: {data.path}. {_how_to_get(data.path)}")
     return read_scenes(data.path, size, pad=pad)
 
@@ -65,11 +72,14 @@ def remarks(scenes: Scenes) -> list[str]:
 
 
 def _how_to_get(path: str) -> str:
-    name, place, source, options = _PUBLISHED[path]
+    name, place, source, options = _DATA_SETS[path]
+    stand_in, published = "it", ""
+    if place:
+        command = f"python experiments/data.py import {name} {source} {path}{options}"
+        stand_in, published = "a stand-in", f" | or import what {place} publishes: {command}"
     return (
-        f"Render a stand-in: python experiments/data.py render {name} {path}{options} | or import what {place} "
-        f"publishes: python experiments/data.py import {name} {source} {path}{options} | "
-        f"or name your own with --data.path"
+        f"Render {stand_in}: python experiments/data.py render {name} {path}{options}{published} | "
+        "or name your own with --data.path"
     )
 
 
@@ -92,6 +102,24 @@ class _Origin(TypedDict, total=False):
     parts: dict[Literal[*PARTS], Record]
     orderless: str
     scenes: str
+
+
+def find_run(folder: str | Path) -> Run:
+    """Open the run in `folder`. If there is no such folder, pretrained/NAME is a run of the project.
+
+    Raises:
+        UserError: there is neither, or the folder is not a run.
+    """
+    folder = Path(folder)
+    if folder.parts[:1] == (PRETRAINED.name,) and not os.path.lexists(folder):
+        own = PRETRAINED.joinpath(*folder.parts[1:])
+        if ".." in folder.parts or not os.path.isfile(own / "config.json"):
+            names = ", ".join(
+                f"{PRETRAINED.name}/{path.parent.name}" for path in sorted(PRETRAINED.glob("*/config.json"))
+            )
+            raise UserError(f"there is no run {folder}; name a run folder" + (names and f", or one of: {names}"))
+        folder = own
+    return Run.open(folder)
 
 
 def read_config(run: Run, systems: Iterable[type[SystemOptions]] = ()) -> Config:
@@ -128,15 +156,17 @@ def check_runs(folders: Sequence[Path], command: str, systems: Iterable[type[Sys
     """
     if not folders:
         raise UserError(f"name one or more run folders: {command} runs/00000-...")
-    for number, folder in enumerate(folders):
-        run = Run.open(folder)
+    named = set()
+    for folder in folders:
+        run = find_run(folder)
         read_config(run, systems)
         origin = read_origin(run)
         check_names(origin.parts, {}, folder)
         check_scenes(origin, None, folder)
         run.progress()
-        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+        if (place := run.folder.resolve()) in named:
             raise UserError(f"{folder} is named twice: name each run once")
+        named.add(place)
 
 
 def start_from(system: System, config: Config, folder: str | Path, systems: Iterable[type[SystemOptions]] = ()) -> None:
@@ -145,7 +175,7 @@ def start_from(system: System, config: Config, folder: str | Path, systems: Iter
     Raises:
         UserError: one of them has no such pair, or its training did not end, or its options differ.
     """
-    run, name = Run.open(Path(folder)), result(system).reads
+    run, name = find_run(folder), result(system).reads
     if name is None:
         raise UserError(f"--orderless {folder}: {config.model.kind} has no pair that another one reads")
     there = read_config(run, systems)
@@ -169,6 +199,8 @@ def load_run(
 ) -> tuple[Config, System, Scenes]:
     """Return the configuration, the trained system (on the CPU, in evaluation mode) and the scenes of a run.
 
+    `folder` may be pretrained/NAME (`find_run`). The scenes of a packed run are its held-out scenes only.
+
     Args:
         systems: classes of your own systems.
         scenes: the scenes that were passed to `fit`, if the run was trained on such.
@@ -178,18 +210,25 @@ def load_run(
         UserError: the folder is not a run, its last checkpoint or its data are missing or damaged, or a part is missing
             or is not the one that the run was trained with.
     """
-    run = Run.open(Path(folder))
+    run = find_run(folder)
     config, origin = read_config(run, systems), read_origin(run)
     kept = origin.parts
     check_names(kept, parts, run.folder)
     check_scenes(origin, scenes, run.folder)
-    scenes = read_data(config.data, scenes)
+    scenes = _scenes_of(run, config, scenes)
     system = build(config, scenes.image_shape, **parts)
     check_records(kept, records(system, parts), run.folder)
     objective = Objective(system)
     progress, weights, _ = run.load_checkpoint(objective)
-    check_data(progress, scenes.split("train").images, run.folder)
+    if progress.data:  # otherwise the run may have no training scenes
+        check_data(progress, scenes.split("train").images, run.folder)
     load_weights(objective, weights, run.folder)
     objective.at_step(progress.step)
     objective.eval()
     return config, system, scenes
+
+
+def _scenes_of(run: Run, config: Config, scenes: Any) -> Scenes:
+    """Return the held-out scenes that a packed run contains, or those of the configuration of any other run."""
+    kept, size = run.folder / KEPT_SCENES, config.data.image_size
+    return read_scenes(kept, (size, size)) if kept.exists() else read_data(config.data, scenes)

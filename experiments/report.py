@@ -14,6 +14,7 @@ import tyro
 from experiments import cli
 from experiments.evaluation.held_out import Values, stored
 from experiments.evaluation.words import QUANTITIES, number, split, title
+from experiments.loading import find_run
 from pyro_lom.errors import UserError, printable
 from pyro_lom.figures import save_curves
 from pyro_lom.files import open_own
@@ -59,7 +60,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = cli.parse(Arguments, arguments, prog="report.py", description=DESCRIPTION)
-    run = Run.open(options.run)
+    run = find_run(options.run)
     path = options.output or run.folder / "report.html"
     cli.check_output(path, suffix=".html")
     if metrics := run.metrics():

@@ -1,13 +1,16 @@
-"""Weights in and out: `python experiments/weights.py import PRESET FILE [options]` and `... export RUN FILE`."""
+"""Import, export and pack weights: `python experiments/weights.py import PRESET FILE [options]`, `... export RUN FILE`
+and `... pack RUN FOLDER`."""
 
 if __name__ == "__main__":
     import installed  # noqa: F401
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic
+from typing import Annotated, Any, Generic
 
+import msgspec
 import torch
 import tyro
 from safetensors import SafetensorError
@@ -16,20 +19,23 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Config, Model, to_dict
-from experiments.loading import read_config, read_origin
+from experiments.loading import KEPT_SCENES, find_run, load_run, read_config, read_origin
 from experiments.options import refuse_foreign_options
 from experiments.published import check_kept, from_published, read_published, to_published
-from experiments.systems import build, check, preset
+from experiments.systems import PRESETS, build, check, preset
 from experiments.systems.options import SystemOptions
 from experiments.training.opening import anchored
+from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.errors import UserError, printable
 from pyro_lom.files import replacing
 from pyro_lom.objective import Objective
 from pyro_lom.training.checkpoints import Progress
 from pyro_lom.training.runs import Run, load_weights
 
-DESCRIPTION = """Weights of published programs: weights.py import PRESET FILE [options] makes a run folder from a
-published checkpoint; weights.py export RUN FILE writes the weights of a run under the published names."""
+DESCRIPTION = """Import, export and pack weights: weights.py import PRESET FILE [options] makes a run folder from a
+published checkpoint; weights.py export RUN FILE writes the weights of a run under the published names; weights.py pack
+RUN FOLDER makes a small copy of a run, which needs no data set."""
+_NUM_PACKED = 64
 _KEPT = "published.safetensors"
 
 
@@ -50,6 +56,14 @@ class Export:
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Copy the weights, the configuration and the summary of a run, and 64 of its held-out scenes, to a new folder."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+
+
 def main(arguments: list[str]) -> None:
     action, *rest = arguments or ["--help"]
     if action == "import" and len(rest) >= 2 and not any(word.startswith("-") for word in rest[:2]):
@@ -64,10 +78,16 @@ def main(arguments: list[str]) -> None:
         options = cli.parse(Export, rest, prog="weights.py export", description=DESCRIPTION)
         export_weights(options.run, options.file)
         print(printable(str(options.file)))
+    elif action == "pack":
+        options = cli.parse(Pack, rest, prog="weights.py pack", description=DESCRIPTION)
+        pack(options.run, options.folder)
+        print(printable(str(options.folder)))
     elif action in ("-h", "--help"):
         print(f"{DESCRIPTION}\n\nThe options of import are --runs-dir and those of fit.py PRESET --help.")
     else:
-        raise UserError("weights.py needs: import PRESET FILE [options], or export RUN FILE (see weights.py --help)")
+        raise UserError(
+            "weights.py needs: import PRESET FILE [options], export RUN FILE or pack RUN FOLDER (see weights.py --help)"
+        )
 
 
 def import_weights(config: Config, file: Path, *, runs_dir: Path = Path("runs")) -> Run:
@@ -105,7 +125,7 @@ def export_weights(folder: Path, file: Path) -> None:
     """
     if os.path.lexists(file) or not file.parent.is_dir():
         raise UserError(f"{file}: name a new file in a folder that exists")
-    run = Run.open(folder)
+    run = find_run(folder)
     config = read_config(run)
     if parts := read_origin(run).parts:
         raise UserError(f"{folder} has parts that the published program lacks: {', '.join(parts)}")
@@ -118,6 +138,45 @@ def export_weights(folder: Path, file: Path) -> None:
     key = config.model.published_key
     with replacing(file) as temporary:
         torch.save(tensors if key is None else {key: tensors}, temporary)
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Make a small copy of a finished run: weights without the state of an optimiser, and 64 held-out scenes.
+
+    The copy requires no data set, and contains no path of this machine. The path of its data set is that of the preset.
+    If the run was trained on other data, it is the name of their file.
+
+    Raises:
+        UserError: `target` exists; `folder` is not a finished run with its data; or the run has exchanged parts, a
+            system of your own, scenes that were passed to `fit`, or no test split.
+    """
+    if os.path.lexists(target) or not target.parent.is_dir():
+        raise UserError(f"{target}: name a new folder in a folder that exists")
+    run = find_run(folder)
+    config, system, scenes = load_run(folder)
+    progress = run.progress()
+    if not (run.folder / "summary.json").exists():
+        raise UserError(f"{folder} is at step {progress.step} and not evaluated: finish it first with --resume")
+    held_out = scenes.split("test", _NUM_PACKED)
+
+    def fill(packed: Run) -> None:
+        source = f"held-out scenes of {held_out.name}"
+        write_scenes(packed.folder / KEPT_SCENES, held_out, source=source, seed=0, compression="gzip")
+        packed.save_checkpoint(msgspec.structs.replace(progress, data=""), Objective(system).state_dict(), {})
+        packed.write_json("summary.json", run.read_json("summary.json"))
+        if (run.folder / _KEPT).exists():
+            shutil.copyfile(run.folder / _KEPT, packed.folder / _KEPT)
+
+    run.derive(target, _without_places(run.read_json("config.json"), config), fill=fill)
+
+
+def _without_places(values: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Return the content of `config.json` without paths of this machine."""
+    path = Path(config.data.path)
+    usual = Path(PRESETS[config.preset].data.path) if config.preset in PRESETS else path
+    values["data"]["path"] = str(usual) if path.parts[-2:] == usual.parts else path.name
+    is_path = {name: isinstance(value, str) and os.path.isabs(value) for name, value in values.items()}
+    return {name: Path(value).name if is_path[name] else value for name, value in values.items()}
 
 
 def _objective(config: Config) -> Objective:

@@ -25,7 +25,7 @@ from experiments.evaluation.reading import (
     source_pair,
     terms_under_other_scenes,
 )
-from experiments.loading import load_run, read_origin
+from experiments.loading import find_run, load_run, read_origin
 from experiments.systems import build
 from experiments.systems.options import SystemOptions
 from pyro_lom.data.minibatches import float_images
@@ -112,7 +112,7 @@ class HeldOut:
             UserError: the folder is not a run, or its last checkpoint or its data are missing or damaged.
         """
         loaded = load_run(folder, systems=systems, scenes=scenes, **(parts or {}))
-        return cls(Run.open(folder), *loaded, num_images=num_images, parts=parts, readjust=readjust)
+        return cls(find_run(folder), *loaded, num_images=num_images, parts=parts, readjust=readjust)
 
     def __len__(self) -> int:
         return len(self.scenes.images)

@@ -87,10 +87,16 @@ def by_configuration(rows: list[Row]) -> dict[str, list[Row]]:
     groups = {}
     for group in alike.values():
         label = group[0].config.preset
-        if presets.count(label) > 1:  # groups of one preset are distinguished by the numbers of their runs
-            label += f" ({', '.join(row.folder.resolve().name.partition('-')[0] for row in group)})"
+        if presets.count(label) > 1:  # groups of one preset are distinguished by the numbers or names of their runs
+            label += f" ({', '.join(_number(row.folder.resolve().name) for row in group)})"
         groups[label] = group
     return groups
+
+
+def _number(name: str) -> str:
+    """Return the number of a run, or its name if it has none, as a packed run."""
+    number, _, _ = name.partition("-")
+    return number if number.isdecimal() else name
 
 
 def spread(numbers: list[float], digits: int) -> str:

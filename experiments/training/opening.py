@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import Config, overrides, to_dict
-from experiments.loading import EMBEDDED, Origin, read_config, read_origin
+from experiments.loading import EMBEDDED, KEPT_SCENES, Origin, find_run, read_config, read_origin
 from experiments.parts import check_names
 from experiments.systems.options import SystemOptions
 from pyro_lom.errors import UserError
@@ -26,8 +26,10 @@ def check_resumption(
     """Return the origin of a run to resume.
 
     Raises:
-        UserError: none of `configs` is the run's configuration, or the parts are not the run's.
+        UserError: none of `configs` is the run's configuration, the parts are not the run's, or the run is packed.
     """
+    if (run.folder / KEPT_SCENES).exists():
+        raise UserError(f"{run.folder} is packed, without training scenes: it cannot be resumed; train a new run")
     kept, given = anchored(read_config(run, systems)), [anchored(config) for config in configs]
     if kept not in given:
         same_system = type(kept.model) is type(given[0].model)
@@ -44,7 +46,7 @@ def check_resumption(
 def open_run(runs_dir: Path, config: Config, origin: Origin, resume: Path | None) -> tuple[Run, bool]:
     """Return the run, and whether it resumes: `resume`, the run of a job that torchrun restarted, or a new run."""
     if resume is not None:
-        return Run.open(resume), True
+        return find_run(resume), True
     kept = to_dict(anchored(config)) | origin.as_json()
     if (begun := Run.restarted(runs_dir, kept)) is not None:
         return begun, True

@@ -197,7 +197,7 @@ class SceneWriter(AbstractContextManager):
         self._keeps = True  # only the disk can fail from here on
         with self._told():
             self._write(msgspec.structs.replace(self._journal, finishing=True))
-        write_scenes(self.path, scenes, source=source, seed=seed, compact=compact)
+        write_scenes(self.path, scenes, source=source, seed=seed, compression="lzf" if compact else None)
         self._remove()
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:

@@ -42,7 +42,7 @@ class Progress(msgspec.Struct, frozen=True):
     step: Natural  # finished steps
     seconds: Annotated[float, Meta(ge=0, le=1e12)]  # training time since the run's first start, without interruptions
     images_seen: Natural
-    data: str  # `fingerprint` of the training images; "" if the weights were imported, and the images are not known
+    data: str  # `fingerprint` of the training images; "" if the weights were imported, or the run is packed
 
 
 class _State(Progress, frozen=True, forbid_unknown_fields=True):

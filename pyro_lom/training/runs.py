@@ -50,7 +50,6 @@ class Run:
         """
         runs_dir = Path(runs_dir)
         _check_name(runs_dir)
-        contents = {"config.json": config, "environment.json": msgspec.to_builtins(environment())}
         with writing(runs_dir):
             runs_dir.mkdir(parents=True, exist_ok=True)
             with _locked(runs_dir, os.O_RDONLY, fcntl.LOCK_EX):
@@ -61,8 +60,19 @@ class Run:
                         f"{runs_dir} is full: its last run has the number {number - 1}; name another folder"
                     )
                 with writing(folder):
-                    _make_folder(folder, {file: _as_json(content) for file, content in contents.items()}, fill)
+                    _make_folder(folder, config, environment(), fill)
         return cls(folder)
+
+    def derive(self, folder: Path, config: dict, *, fill: Callable[["Run"], None]) -> "Run":
+        """Create a run of `config` in the new folder `folder`, as computed in the environment of this run.
+
+        `fill` is as in `create`.
+        """
+        _check_name(folder)
+        made_in = msgspec.structs.replace(self.environment(), job=None)  # the job names a host
+        with writing(folder), _locked(folder.parent, os.O_RDONLY, fcntl.LOCK_EX):
+            _make_folder(folder, config, made_in, fill)
+        return Run(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -222,8 +232,8 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Pa
     module.load_state_dict(weights)
 
 
-def _make_folder(folder: Path, files: dict[str, bytes], fill: Callable[[Run], None]) -> None:
-    """Make a folder with files in it at once. Only one process may do this in the same place."""
+def _make_folder(folder: Path, config: dict, made_in: Environment, fill: Callable[[Run], None]) -> None:
+    """Make the folder of a run, complete or not at all. Only one process may do this in the same place."""
     temporary = folder.with_name(_UNFINISHED)
     if temporary.is_dir() and not temporary.is_symlink():  # a kill left it, or it is the user's
         if (temporary / "config.json").is_file():
@@ -232,8 +242,8 @@ def _make_folder(folder: Path, files: dict[str, bytes], fill: Callable[[Run], No
             temporary.rmdir()
     temporary.mkdir()
     try:
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
+        for name, content in {"config.json": config, "environment.json": msgspec.to_builtins(made_in)}.items():
+            (temporary / name).write_bytes(_as_json(content))
             sync(temporary / name)
         fill(Run(temporary))
         sync(temporary)

@@ -78,7 +78,7 @@ def corrected(run, data, tmp_path):
     scenes = read_scenes(data)
 
     def rewrite(**changes):
-        write_scenes(path, replace(scenes, **changes), source="tests, corrected", seed=4, compact=True)
+        write_scenes(path, replace(scenes, **changes), source="tests, corrected", seed=4, compression="lzf")
 
     rewrite()
     return rewrite

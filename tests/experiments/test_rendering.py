@@ -16,7 +16,7 @@ from noise import Noise
 
 from experiments.data import main
 from experiments.datasets import rendering
-from experiments.loading import _PUBLISHED
+from experiments.loading import _DATA_SETS
 from pyro_lom.data.hdf5 import read_scenes
 from pyro_lom.data.renderers.objects_room import ObjectsRoom
 from pyro_lom.data.writer import SceneWriter
@@ -52,7 +52,7 @@ def stopped(monkeypatch):
 
 @pytest.mark.parametrize("name", rendering.TRAINED_ON)
 def test_every_data_set_of_the_presets_is_rendered(name):
-    assert name in rendering.RENDERERS and f"data/{name}.h5" in _PUBLISHED
+    assert name in rendering.RENDERERS and f"data/{name}.h5" in _DATA_SETS
     assert get_args(rendering.Name) == tuple(rendering.RENDERERS)
 
 

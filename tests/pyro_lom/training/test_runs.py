@@ -430,3 +430,22 @@ def test_metrics_that_are_a_folder(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=f"^{tmp_path}/metrics.jsonl cannot be read: Is a directory$"):
         Run(tmp_path).metrics()
+
+
+def test_a_derived_run_is_complete_or_nothing(tmp_path):
+    run = Run.create(tmp_path / "runs", "tiny", {"a": 1})
+    (tmp_path / "others").mkdir()
+
+    def fill(packed):
+        packed.write_json("summary.json", {"b": 2.0})
+
+    def fail(packed):
+        fill(packed)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.derive(tmp_path / "others" / "small", {"a": 3}, fill=fail)
+    assert not list((tmp_path / "others").iterdir())
+    derived = run.derive(tmp_path / "others" / "small", {"a": 3}, fill=fill)
+    assert derived.read_json("config.json") == {"a": 3} and derived.read_json("summary.json") == {"b": 2.0}
+    assert derived.environment() == run.environment()
