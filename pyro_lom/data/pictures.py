@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -26,29 +27,39 @@ def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.
     cameras write it, counts as its first.
 
     Raises:
-        UserError: the file is missing, damaged or no such image, is animated, or has more than 8192 pixels on a side or
-            more than 8 bits per channel.
+        UserError: the file is missing, damaged or no such image, is animated, has a palette without colours, or has
+            more than 8192 pixels on a side or more than 8 bits per channel.
     """
     if not os.path.isfile(path):  # opening a pipe would block
         raise UserError(f"cannot read image {path} (no such file, or not an ordinary one); mend or remove it")
-    try:
+    with decoding(path, formats):
         content = _content(path)
         if content.startswith(_JPEG) and content.count(_SCAN) > _MAX_SCANS:
             raise UserError(f"{path} is stored in more than {_MAX_SCANS} scans; save it again")
+        Image.open(BytesIO(content), formats=formats).verify()  # checksums, and the end, which `load` ignores
+        image = Image.open(BytesIO(content), formats=formats)
+        if max(image.size) > LARGEST:
+            raise UserError(f"{path} is {size_text(image.size[::-1])}: make it smaller than {LARGEST} pixels")
+        if image.format == "PNG" and image.is_animated:
+            raise UserError(f"{path} is an animation of {image.n_frames} frames; save one of them")
+        if image.format == "PNG" and _num_headers(content) > 1:  # of which Pillow uses the last
+            raise UserError(f"{path} has two headers; save it again")
+        if image.format == "PNG" and content[_BIT_DEPTH] > 8:  # Pillow would drop the lower bits
+            raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
+        if image.mode == "P" and not (image.palette and image.palette.palette):
+            raise UserError(f"{path} has a palette without colours; save it again")
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+    return image
+
+
+@contextmanager
+def decoding(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Iterator[None]:
+    """Convert errors of Pillow into UserErrors, also those of converting what `read_picture` returns."""
+    try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large sizes and odd metadata; what matters is checked below
-            Image.open(BytesIO(content), formats=formats).verify()  # checksums, and the end, which `load` ignores
-            image = Image.open(BytesIO(content), formats=formats)
-            if max(image.size) > LARGEST:
-                raise UserError(f"{path} is {size_text(image.size[::-1])}: make it smaller than {LARGEST} pixels")
-            if image.format == "PNG" and image.is_animated:
-                raise UserError(f"{path} is an animation of {image.n_frames} frames; save one of them")
-            if image.format == "PNG" and _num_headers(content) > 1:  # of which Pillow uses the last
-                raise UserError(f"{path} has two headers; save it again")
-            if image.format == "PNG" and content[_BIT_DEPTH] > 8:  # Pillow would drop the lower bits
-                raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
+            warnings.simplefilter("ignore")  # of large sizes and odd metadata; what matters is checked
+            yield
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -58,7 +69,6 @@ def read_picture(path: Path, formats: Sequence[str] = ("PNG", "JPEG")) -> Image.
         ) from error
     except Exception as error:  # Pillow raises almost any on damage
         raise UserError(f"cannot read image {path} ({reason_of(error)}); mend or remove it") from error
-    return image
 
 
 def read_rgb(path: Path) -> tuple[Image.Image, bool]:
@@ -68,13 +78,14 @@ def read_rgb(path: Path) -> tuple[Image.Image, bool]:
         UserError: `read_picture` fails, or the image is neither grey nor RGB.
     """
     image = read_picture(path)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
-            return on_white(image), True
-    elif image.mode not in ("1", "L", "P", "RGB"):
-        raise UserError(f"{path} is of mode {image.mode}; save it as grey or RGB")
-    return image.convert("RGB"), False
+    with decoding(path):
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema()[0] < 255:
+                return on_white(image), True
+        elif image.mode not in ("1", "L", "P", "RGB"):
+            raise UserError(f"{path} is of mode {image.mode}; save it as grey or RGB")
+        return image.convert("RGB"), False
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -93,7 +104,8 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
         raise UserError(f"{path} is of mode {image.mode}; labels are numbers 0..255: save it as 8-bit grey (mode L)")
     if image.mode == "L" and (bits := _content(path)[_BIT_DEPTH]) != 8:  # Pillow scales them to 0..255
         raise UserError(f"{path} has grey values of {bits} bits; labels are numbers 0..255: save it as 8-bit grey")
-    return np.asarray(image).astype(np.uint8)
+    with decoding(path):
+        return np.asarray(image).astype(np.uint8)
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
@@ -103,7 +115,8 @@ def read_mask(path: Path) -> Bool[np.ndarray, "H W"]:
         UserError: `read_picture` fails, or the image is in colour.
     """
     image = read_picture(path, formats=("PNG",))
-    values = np.asarray(image)
+    with decoding(path):
+        values = np.asarray(image)
     if image.mode in ("RGB", "RGBA") and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]
     elif image.mode not in ("1", "L", "P"):
@@ -188,4 +201,4 @@ def reason_of(error: Exception) -> str:
     """Return the reason in one line: the text of `errno` if it is set, since h5py's messages contain addresses."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or "damaged"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pyro_lom.data import folders
 from pyro_lom.data.folders import find_pictures
-from pyro_lom.data.pictures import fit, read_labels, read_picture
+from pyro_lom.data.pictures import fit, read_labels, read_mask, read_picture
 from pyro_lom.data.pictures import read_rgb as read_with_background
 from pyro_lom.errors import UserError
 
@@ -60,7 +60,29 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-GREY, RGB, GREY_ALPHA = 0, 2, 4
+GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4
+
+
+@pytest.mark.parametrize("before", [b"", chunk(b"PLTE", b""), chunk(b"tRNS", b"\0")])
+def test_a_palette_without_colours_is_refused(tmp_path, before):
+    (tmp_path / "a.png").write_bytes(png(8, 2, 8, PALETTE, [bytes(8)] * 2, before=before))
+    for read in (read_rgb, read_labels, read_mask):
+        with pytest.raises(UserError, match=r"a.png has a palette without colours; save it again$|cannot read image"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("method", ["convert", "has_transparency_data", "__array_interface__"])
+def test_errors_of_conversions_are_told(tmp_path, method, monkeypatch):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Image.Image, method, fail if method == "convert" else property(fail))
+    readers = {"__array_interface__": (read_labels, read_mask)}.get(method, (read_rgb,))
+    for read in readers:
+        with pytest.raises(UserError, match=r"cannot read image .*a.png \(damaged\); mend or remove it$"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("bits", [2, 4])
