@@ -19,8 +19,9 @@ def writing(out: Path, made_by: dict[str, Any]) -> Iterator[SceneWriter]:
         try:
             yield writer
         except KeyboardInterrupt:
-            line = f"{out}: {writer.num_scenes} scenes are kept; the same command goes on"
-            print(printable(line), file=sys.stderr)
+            if writer.num_scenes:
+                line = f"{out}: {writer.num_scenes} scenes are kept; the same command goes on"
+                print(printable(line), file=sys.stderr)
             raise
     print(printable(f"{out}: {writer.num_scenes} scenes; python experiments/data.py info {out} describes them"))
 

@@ -14,10 +14,11 @@ import tyro
 from experiments import cli
 from pyro_lom.data.hdf5 import Scenes, read_scenes
 from pyro_lom.data.inspection import Inspection, inspect_scenes
+from pyro_lom.data.layout import attribute
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.pictures import size_text
 from pyro_lom.data.scenes import why_no_objects
-from pyro_lom.data.self_contained import open_hdf5
+from pyro_lom.data.self_contained import open_hdf5, reading
 from pyro_lom.errors import printable
 from pyro_lom.figures import colour_labels, save_grid
 
@@ -52,9 +53,10 @@ class Info:
         colours, megabytes = {1: "grey", 3: "RGB"}[channels], math.prod(scenes.images.shape) / 1e6
         yield "name", f"{scenes.name}, version {scenes.version}"
         if self.file.is_file():
-            with open_hdf5(self.file) as file:
-                if isinstance(source := file.attrs.get("source"), str) and source:
-                    yield "source", f"{source}, seed {file.attrs.get('seed', 'unknown')}"
+            with reading(self.file), open_hdf5(self.file) as file:
+                source, seed = (attribute(file, name, self.file) for name in ("source", "seed"))
+            if isinstance(source, str) and source:
+                yield "source", f"{source}, seed {'unknown' if seed is None else seed}"
         yield "images", f"{number}, {size_text((height, width))}, {colours}, {megabytes:.1f} MB"
         mean = ", ".join(f"{value:.3f}" for value in inspection.mean)
         values = f"{inspection.lowest} to {inspection.highest}; mean {mean} of 1"

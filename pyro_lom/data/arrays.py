@@ -79,15 +79,15 @@ def image_converter(images: Any, some: np.ndarray, place: str) -> Callable[[np.n
         raise UserError(f"{place} is {dtype}; expected integers from 0 to 255, or floats from 0 to 1")
     if shape[0] > MAX_SCENES or max(size_of(images)) > LARGEST:
         raise UserError(f"{place} has the shape {shape}; expected at most {MAX_SCENES} of {LARGEST} pixels a side")
-    is_of_one = dtype.kind == "b" or (dtype.kind == "f" and float(np.fmax.reduce(some, axis=None)) <= 1)
+    most = largest_value(some)
 
     def convert(rows: np.ndarray) -> UInt8[np.ndarray, "n H W C"]:
         rows = rows[..., None] if axis is None else np.moveaxis(rows, axis, -1)
         if dtype != np.uint8:
-            low, high, most = float(rows.min()), float(rows.max()), 1 if is_of_one else 255
+            low, high = float(rows.min()), float(rows.max())
             if not (-1e-3 <= low and high <= most + 1e-3):  # also if they are NaN
                 raise UserError(f"{place} has values from {low:.4g} to {high:.4g}; expected 0 to {most}: rescale them")
-            rows = _rounded(rows, 255 if is_of_one else 1)
+            rows = _rounded(rows, 255 // most)
         if rows.shape[-1] == 4:
             rows = np.stack([np.asarray(on_white(Image.fromarray(row))) for row in np.ascontiguousarray(rows)])
         return np.ascontiguousarray(rows)
@@ -111,6 +111,18 @@ def size_of(images: Any) -> tuple[int, int]:
     return tuple(images.shape[2:4] if _channel_axis(images.shape) == 1 else images.shape[1:3])
 
 
+def channels_of(images: Any) -> int:
+    """Return the number of channels of an array of images after its conversion: 1 or 3."""
+    axis = _channel_axis(images.shape)
+    return 1 if axis is None else min(images.shape[axis], 3)
+
+
+def largest_value(some: np.ndarray) -> int:
+    """Return 1 if images are from 0 to 1, or 255 if they are from 0 to 255, by some of them."""
+    is_of_one = some.dtype.kind == "b" or (some.dtype.kind == "f" and float(np.fmax.reduce(some, axis=None)) <= 1)
+    return 1 if is_of_one else 255
+
+
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
     """Return -1 or 1, or None if images have no axis of channels."""
     return next((axis for axis in (-1, 1) if len(shape) == 4 and shape[axis] in (1, 3, 4)), None)
@@ -127,7 +139,7 @@ def label_converter(
 
     Raises:
         UserError: shape or dtype is wrong. The function raises it if a label is not from 0 to 255, or if masks have
-            other values than 0 and 1, or than 0 and 255.
+            other values than 0 and 1, or than 0 and 255, or channels that differ.
     """
     shape, kind = tuple(labels.shape), labels.dtype.kind
     inner = shape[1:]
@@ -166,6 +178,8 @@ def label_converter(
             mask = rows.take(number, axis).reshape(len(rows), *size, -1)
             if (wrong := mask[(mask != 0) & (mask != one)]).size:
                 raise UserError(f"{place} has the value {wrong[0]}; expected masks of 0 and 1, or of 0 and 255")
+            if (mask != mask[..., :1]).any():
+                raise UserError(f"{place} has masks whose channels differ; expected equal ones: store one of them")
             labels[mask[..., 0] != 0] = number + 1
         return labels
 

@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from pyro_lom.data.folders import find_pictures
-from pyro_lom.data.layout import factors_in, images_in, integer_attribute, labels_in, splits_in, text_attribute
+from pyro_lom.data.layout import (
+    attribute,
+    factors_in,
+    images_in,
+    integer_attribute,
+    labels_in,
+    splits_in,
+    text_attribute,
+)
 from pyro_lom.data.pictures import fit, read_rgb, reason_of, size_notes, size_text, transparency_note
 from pyro_lom.data.scenes import Scenes, fit_scenes, last_tenth_for_testing
 from pyro_lom.data.self_contained import open_hdf5, reading
@@ -145,7 +153,7 @@ def _write_file(path: Path, scenes: Scenes, source: str, seed: int, compression:
 
 
 def _scenes_in(file: h5py.File, path: Path) -> Scenes:
-    is_ours = isinstance(format := file.attrs.get("format"), str) and format == FORMAT
+    is_ours = isinstance(format := attribute(file, "format", path), str) and format == FORMAT
     if is_ours and (found := integer_attribute(file, "format_version", path)) > FORMAT_VERSION:
         raise UserError(f"{path} has format_version {found}, newer than {FORMAT_VERSION}: update pyro_lom")
     images = images_in(file, path)

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ from pyro_lom.errors import UserError
 MAX_SCENES = 100_000_000  # the permutation of an epoch then takes 0.8 GB
 _MAX_FACTORS = 256 << 20  # bytes of all factors together, which are read into memory
 _MAX_SPLITS = 100
+_MAX_ATTRIBUTE = 64 << 10  # bytes
 
 
 def images_in(file: h5py.File, path: Path) -> Array:
@@ -88,9 +90,20 @@ def factors_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, Shaped
     return factors
 
 
+def attribute(file: h5py.File, name: str, path: Path) -> Any:
+    """Return an attribute of a file, or None if it has no such attribute. Large ones are refused unread."""
+    if name not in file.attrs:
+        return None
+    if (size := file.attrs.get_id(name).get_storage_size()) > _MAX_ATTRIBUTE:
+        raise UserError(
+            f"the attribute {name} in {path} takes {size} bytes; expected at most {_MAX_ATTRIBUTE}: remove it"
+        )
+    return file.attrs[name]
+
+
 def text_attribute(file: h5py.File, name: str, path: Path) -> str:
     """Return an attribute that must be a string."""
-    value = file.attrs.get(name)
+    value = attribute(file, name, path)
     if not isinstance(value, str):
         found = "missing" if value is None else repr(value)
         raise UserError(f"the attribute {name} in {path} is {found}; expected a string")
@@ -101,7 +114,7 @@ def text_attribute(file: h5py.File, name: str, path: Path) -> str:
 
 def integer_attribute(file: h5py.File, name: str, path: Path, at_most: int = 2**31 - 1) -> int:
     """Return an attribute that must be an integer from 0 to `at_most`."""
-    value = file.attrs.get(name)
+    value = attribute(file, name, path)
     value = value.item() if isinstance(value, np.generic) else value
     if type(value) is not int or not 0 <= value <= at_most:
         found = "missing" if value is None else repr(value)
@@ -116,7 +129,7 @@ def splits_in(file: h5py.File, path: Path, num_scenes: int) -> dict[str, range]:
     if len(names) > _MAX_SPLITS:
         raise UserError(f"{path} has {len(names)} splits; expected at most {_MAX_SPLITS}: remove attributes split_...")
     for name in names:
-        bounds = np.asarray(file.attrs[name])
+        bounds = np.asarray(attribute(file, name, path))
         is_pair = bounds.shape == (2,) and np.issubdtype(bounds.dtype, np.integer)
         if not is_pair or not 0 <= bounds[0] <= bounds[1] <= num_scenes:
             found = bounds.tolist() if bounds.size <= 4 else f"of shape {bounds.shape}"

@@ -24,7 +24,12 @@ from pyro_lom.errors import UserError, printable
 
 MAX_ROW = 256 << 20  # bytes of a scene
 _MAX_MEMBERS, _MAX_AXES = 100, 8
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_ENCRYPTED = 1  # flag of a member
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs in names of fields alone, which are refused
+}
 
 
 class NpyArray:
@@ -71,22 +76,35 @@ class NpyArray:
             size = os.fstat(self._stream.fileno()).st_size
         else:
             entry = archive.getinfo(self._member)
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise UserError(f"{self.place} is compressed by another method: save it with numpy.savez_compressed")
+            if entry.flag_bits & _ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(
+                    f"{self.place} is encrypted, or compressed by another method: save it with numpy.savez_compressed"
+                )
             self._stream, size = archive.open(entry), entry.file_size
         weakref.finalize(self, self._stream.close)
-        version = np.lib.format.read_magic(self._stream)
-        if version not in _HEADERS:
-            raise UserError(f"{self.place} has fields; expected an array of numbers")
-        self.shape, is_by_column, self.dtype = _HEADERS[version](self._stream, max_header_size=10_000)
+        self.shape, is_by_column, self.dtype = self._header()
         if self.dtype.hasobject:
             raise UserError(f"{self.place} is pickled, which may run code, and is not read: save it as numbers")
         if self.dtype.kind not in "buif":
-            raise UserError(f"{self.place} is {self.dtype}; expected an array of numbers")
+            raise UserError(f"{self.place} is {str(self.dtype)[:200]}; expected an array of numbers")
         if is_by_column and self.ndim > 1:
             raise UserError(f"{self.place} is stored column by column: save numpy.ascontiguousarray of it")
         self._start = self._stream.tell()
         self._check_shape(size - self._start)
+
+    def _header(self) -> tuple[tuple[int, ...], bool, np.dtype]:
+        try:
+            version = np.lib.format.read_magic(self._stream)
+            if version not in _HEADERS:
+                found = ".".join(map(str, version))
+                raise UserError(
+                    f"{self.place} has version {found} of NumPy's format; expected 1.0 to 3.0: save it again"
+                )
+            return _HEADERS[version](self._stream, max_header_size=10_000)
+        except (UserError, MemoryError, OSError):
+            raise
+        except Exception as error:  # numpy's messages contain the bytes
+            raise UserError(f"{self.place}: its header is truncated or damaged; fetch it again") from error
 
     def _check_shape(self, num_bytes: int) -> None:
         """Check the shape in the header against the `num_bytes` that follow it."""
@@ -111,13 +129,13 @@ class NpyArray:
             yield
 
 
-def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], list[str]]:
-    """Open the arrays of an .npz file, and return them by name, with one line about each that is not read.
+def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], dict[str, str]]:
+    """Open the arrays of an .npz file, and return them by name, and for each that is not read why, in one line.
 
     Raises:
         UserError: the file is damaged, or contains no array of numbers.
     """
-    arrays, notes = {}, []
+    arrays, refused = {}, {}
     with reading_npy(str(path)), zipfile.ZipFile(path) as archive:
         members = Counter(member.filename for member in archive.infolist())
         if (found := members.total()) > _MAX_MEMBERS:
@@ -126,13 +144,14 @@ def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], list[str]]:
             raise UserError(f"{path} contains two files {printable(doubled[0])}: save it again")
         for member in members:
             if member.endswith(".npy"):
+                name = member.removesuffix(".npy")
                 try:
-                    arrays[member.removesuffix(".npy")] = NpyArray(path, member, archive)
+                    arrays[name] = NpyArray(path, member, archive)
                 except UserError as reason:
-                    notes.append(str(reason))
+                    refused[name] = str(reason)
     if not arrays:
-        raise UserError(notes[0] if notes else f"{path} contains no arrays: save them with numpy.savez")
-    return arrays, notes
+        raise UserError(next(iter(refused.values()), f"{path} contains no arrays: save them with numpy.savez"))
+    return arrays, refused
 
 
 @contextmanager

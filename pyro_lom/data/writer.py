@@ -89,7 +89,8 @@ class SceneWriter(AbstractContextManager):
             writer.finish(name="rooms", ...)
 
     If the `with` block raises a UserError, for example because a source is damaged, the stored scenes are deleted.
-    After a full disk or any other interruption, the next writer with the same `path` and `made_by` continues.
+    After a full disk or any other interruption, the next writer with the same `path` and `made_by` continues. A folder
+    without scenes is removed in any case.
 
     Args:
         path: the HDF5 file to create.
@@ -202,7 +203,7 @@ class SceneWriter(AbstractContextManager):
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._lock.close()
-        if isinstance(error, UserError) and not self._keeps:
+        if error is not None and (not self.num_scenes or (isinstance(error, UserError) and not self._keeps)):
             self._remove()
 
     def _check_folder(self) -> None:

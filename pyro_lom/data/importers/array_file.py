@@ -13,10 +13,10 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from pyro_lom.data.arrays import image_converter, label_converter, size_of
+from pyro_lom.data.arrays import channels_of, image_converter, label_converter, largest_value, size_of
 from pyro_lom.data.folders import SPLIT_NAMES
 from pyro_lom.data.importers.block import BLOCK_BYTES, RowReader, Scene
-from pyro_lom.data.layout import MAX_SCENES, splits_in
+from pyro_lom.data.layout import MAX_SCENES, integer_attribute, splits_in
 from pyro_lom.data.npy import MAX_ROW, NpyArray, npz_arrays
 from pyro_lom.data.pictures import size_notes, size_text
 from pyro_lom.data.self_contained import open_hdf5, reading
@@ -46,7 +46,7 @@ class ArrayFile(RowReader):
         pad: give images black borders instead of cropping them.
 
     Raises:
-        UserError: the file is damaged, or has no images, or arrays have another form.
+        UserError: the file is damaged, or has no images, or arrays have another form, or the groups of splits differ.
     """
 
     def __init__(
@@ -58,23 +58,29 @@ class ArrayFile(RowReader):
         num: int | None = None,
         pad: bool = False,
     ):
-        self.path, self.pad, self._remarks = path, pad, []
+        self.path, self.pad, self._remarks, self._given = path, pad, [], num_background
+        self._refused: dict[str, str] = {}  # arrays that cannot be read, and why
         parts, splits, stated = self._hdf5() if kind_of(path) == HDF5 else self._numpy()
         self._parts = list(parts.values())
         self._starts = list(accumulate((len(part.images) for part in self._parts), initial=0))
         if self._starts[-1] > MAX_SCENES:
             raise UserError(f"{path} has {self._starts[-1]} images; expected at most {MAX_SCENES}: split the file")
         super().__init__(splits, self._starts[-1], num)
-        first = self._parts[0].images
-        some = first[: min(_SAMPLE, max(1, _SAMPLE_BYTES // max(1, _row_bytes(first))))]
-        self._converters = [image_converter(part.images, some, f"images in {path}") for part in self._parts]
+        self._converters, forms = [], {}
+        for name, part in parts.items():
+            some = part.images[: min(_SAMPLE, max(1, _SAMPLE_BYTES // max(1, _row_bytes(part.images))))]
+            self._converters.append(image_converter(part.images, some, f"images in {path}"))
+            forms[name] = _form(part, some)
+        if len(set(forms.values())) > 1:
+            found = "; ".join(f"{name} has {form}" for name, form in forms.items())
+            raise UserError(f"the groups of {path} differ: {found}: store them alike")
         height, width = source_size = size_of(self._parts[0].images)
         if size is None and height != width:
             raise UserError(f"images in {path} are {size_text((height, width))}, no square: pass --size, such as 64")
         self.size = size or width
-        self._label_converters = self._of_labels(parts)
-        has_labels = any(self._label_converters)
-        self.num_background = (stated if num_background is None else num_background) if has_labels else 0
+        self._label_converters = self._of_labels()
+        has_labels = bool(self._label_converters)
+        self.num_background = stated if has_labels else 0
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}
         shapes = ", ".join(str(tuple(part.images.shape)) for part in self._parts)
         labels = f"labels below {self.num_background} are background" if has_labels else "no labels"
@@ -84,29 +90,23 @@ class ArrayFile(RowReader):
     def remarks(self) -> list[str]:
         return self._remarks
 
-    def _of_labels(self, parts: dict[str, _Part]) -> list:
-        labelled = [part.labels for part in parts.values() if part.labels is not None]
-        for name, part in parts.items():
-            if labelled and part.labels is None:
-                self._remarks.append(f"{name} in {self.path} has no masks: its labels are 0")
-            elif labelled and len(part.labels) != len(part.images):
+    def _of_labels(self) -> list:
+        """Return a converter for each part, or none if there are no labels."""
+        if self._parts[0].labels is None:
+            return []
+        for part in self._parts:
+            if len(part.labels) != len(part.images):
                 found = f"{len(part.labels)} labels for {len(part.images)} images"
                 raise UserError(f"{self.path} has {found}: store one for each image")
-        return [
-            None
-            if part.labels is None
-            else label_converter(part.labels, labelled[0][:1], size_of(part.images), f"labels in {self.path}")
-            for part in parts.values()
-        ]
+        some, place = self._parts[0].labels[:1], f"labels in {self.path}"
+        return [label_converter(part.labels, some, size_of(part.images), place) for part in self._parts]
 
     def _scene(self, row: int) -> Scene:
         number = bisect_right(self._starts, row) - 1
         part, inner = self._parts[number], row - self._starts[number]
-        image = self._converters[number](self._row(part.images, inner))[0]
-        if convert := self._label_converters[number]:
-            labels = convert(self._row(part.labels, inner))[0]
-        else:
-            labels = np.zeros(image.shape[:2], np.uint8) if any(self._label_converters) else None
+        image, labels = self._converters[number](self._row(part.images, inner))[0], None
+        if self._label_converters:
+            labels = self._label_converters[number](self._row(part.labels, inner))[0]
         return Scene(image, labels, {})
 
     def _row(self, array: Array | NpyArray, row: int) -> np.ndarray:
@@ -119,58 +119,89 @@ class ArrayFile(RowReader):
 
     def _numpy(self) -> tuple[dict[str, _Part], None, int]:
         if kind_of(self.path) == NPZ:
-            arrays, notes = npz_arrays(self.path)
+            arrays, self._refused = npz_arrays(self.path)
+            others = self._refused.keys() - {*_IMAGES, *_LABELS}
+            self._remarks += [f"left out: {reason}" for name, reason in self._refused.items() if name in others]
         else:
-            arrays, notes = {"images": NpyArray(self.path)}, []
-        self._remarks += notes
-        return {str(self.path): self._part(arrays, str(self.path))}, None, 1
+            arrays = {"images": NpyArray(self.path)}
+        stated = 1 if self._given is None else self._given
+        return {str(self.path): self._part(arrays, str(self.path))}, None, stated
 
     def _hdf5(self) -> tuple[dict[str, _Part], dict[str, range] | None, int]:
         with reading(self.path), open_hdf5(self.path) as file:
-            stated = file.attrs.get("num_background", 1)
-            stated = int(stated) if np.issubdtype(type(stated), np.integer) and 0 <= stated <= 255 else 1
-            found = {
-                SPLIT_NAMES[name.lower()]: group
-                for name, group in file.items()
-                if name.lower() in SPLIT_NAMES and isinstance(group, h5py.Group)
-            }
-            groups = {split: found[split] for split in SPLIT_NAMES.values() if split in found}
+            groups = self._groups(file)
             parts = {
-                split: self._part(dict(group), f"{split} in {self.path}")
+                split: self._part(dict(group), f"{split} in {self.path}" if groups else str(self.path))
                 for split, group in (groups or {str(self.path): file}).items()
             }
+            stated = 1 if self._given is None else self._given
+            has_labels = any(part.labels is not None for part in parts.values())
+            if self._given is None and has_labels and "num_background" in file.attrs:
+                stated = integer_attribute(file, "num_background", self.path, at_most=255)
             if not groups:
                 [part] = parts.values()
                 return parts, splits_in(file, self.path, len(part.images)), stated
+            if "train" not in parts:
+                self._remarks.append(
+                    f"{self.path} has no group train: the images of {' and '.join(parts)} are taken together, and the "
+                    "last tenth is for testing"
+                )
+                return parts, None, stated
             ends = np.cumsum([0, *(len(part.images) for part in parts.values())]).tolist()
             splits = {split: range(*ends[place : place + 2]) for place, split in enumerate(parts)}
             if "test" not in splits and "validation" in splits:
                 splits["test"] = splits.pop("validation")
-            return parts, splits if "train" in splits else None, stated
+            return parts, splits, stated
+
+    def _groups(self, file: h5py.File) -> dict[str, h5py.Group]:
+        """Return the groups of the splits by split, in the order train, validation, test."""
+        found: dict[str, h5py.Group] = {}
+        for name, group in file.items():
+            split = SPLIT_NAMES.get(name.lower())
+            if split and isinstance(group, h5py.Group):
+                if split in found:
+                    raise UserError(f"{self.path} has groups {found[split].name[1:]} and {name}: rename or remove one")
+                found[split] = group
+        return {split: found[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in found}
 
     def _part(self, arrays: dict, place: str) -> _Part:
-        images = self._chosen(arrays, _IMAGES)
+        images = self._chosen(arrays, _IMAGES, place)
         if images is None:
             held = ", ".join(printable(name) for name in arrays)[:200] or "nothing"
             raise UserError(f"{place} has no images (it holds {held}): name an array of them images")
-        return _Part(images, self._chosen(arrays, _LABELS))
+        return _Part(images, self._chosen(arrays, _LABELS, place))
 
-    def _chosen(self, arrays: dict, names: tuple[str, ...]) -> Array | NpyArray | None:
-        """Return the first array of one of the names that has the axes of images or masks."""
-        for name in names:
-            array = arrays.get(name)
-            if isinstance(array, h5py.Dataset) and array.ndim >= 3 and array.dtype.kind in "buif":
-                found = f"{array.name[1:]} in {self.path} has the shape {array.shape}"
-                if _row_bytes(array) > MAX_ROW:
-                    raise UserError(f"{found}: a scene may take {MAX_ROW >> 20} MiB at most")
-                if 0 in array.shape:
-                    raise UserError(f"{found}, which is empty: store one image or more")
-                return array_on_disk(array, self.path)
-            if isinstance(array, NpyArray) and array.ndim >= 3:
-                return array
-            if array is not None:
-                self._remarks.append(f"{name} in {self.path} is no array of pictures, and is left out")
-        return None
+    def _chosen(self, arrays: dict, names: tuple[str, ...], where: str) -> Array | NpyArray | None:
+        """Return the first array of one of the names, or None. It must have the type and the axes of pictures."""
+        present = [name for name in names if name in arrays or name in self._refused]
+        if not present:
+            return None
+        name, *others = present
+        self._remarks += [f"left out: {other} in {where}, beside {name}" for other in others]
+        if name in self._refused:
+            raise UserError(self._refused[name])
+        array, place = arrays[name], f"{name} in {where}"
+        if not isinstance(array, h5py.Dataset | NpyArray):
+            raise UserError(f"{place} is no array: rename it, or store an array")
+        if array.dtype.kind not in "buif":
+            raise UserError(f"{place} is {str(array.dtype)[:200]}; expected an array of numbers: convert or rename it")
+        found = f"{place} has the shape {array.shape}"
+        if array.ndim < 3:
+            raise UserError(f"{found}; expected three axes or more: rename it if it contains no pictures")
+        if isinstance(array, NpyArray):
+            return array
+        if _row_bytes(array) > MAX_ROW:
+            raise UserError(f"{found}: a scene may take {MAX_ROW >> 20} MiB at most")
+        if 0 in array.shape:
+            raise UserError(f"{found}, which is empty: store one image or more")
+        return array_on_disk(array, self.path)
+
+
+def _form(part: _Part, some: np.ndarray) -> str:
+    """Return in words what all parts of a file must have in common, given some of the images."""
+    channels = {1: "grey", 3: "RGB"}[channels_of(part.images)]
+    labels = "no labels" if part.labels is None else f"labels of shape {tuple(part.labels.shape[1:])}"
+    return f"{channels} images of {size_text(size_of(part.images))} from 0 to {largest_value(some)} and {labels}"
 
 
 def _row_bytes(array: Array | NpyArray | h5py.Dataset) -> int:
