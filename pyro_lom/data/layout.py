@@ -105,7 +105,7 @@ def text_attribute(file: h5py.File, name: str, path: Path) -> str:
     """Return an attribute that must be a string."""
     value = attribute(file, name, path)
     if not isinstance(value, str):
-        found = "missing" if value is None else repr(value)
+        found = "missing" if value is None else " ".join(repr(value).split())[:100]
         raise UserError(f"the attribute {name} in {path} is {found}; expected a string")
     if value != value.encode(errors="replace").decode():
         raise UserError(f"the attribute {name} in {path} is {value!r}, which is not UTF-8; write it again")
@@ -117,7 +117,7 @@ def integer_attribute(file: h5py.File, name: str, path: Path, at_most: int = 2**
     value = attribute(file, name, path)
     value = value.item() if isinstance(value, np.generic) else value
     if type(value) is not int or not 0 <= value <= at_most:
-        found = "missing" if value is None else repr(value)
+        found = "missing" if value is None else " ".join(repr(value).split())[:100]
         raise UserError(f"the attribute {name} in {path} is {found}; expected an integer from 0 to {at_most}")
     return value
 

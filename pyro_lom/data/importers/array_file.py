@@ -180,7 +180,8 @@ class ArrayFile(RowReader):
         self._remarks += [f"left out: {other} in {where}, beside {name}" for other in others]
         if name in self._refused:
             raise UserError(self._refused[name])
-        array, place = arrays[name], f"{name} in {where}"
+        array = arrays[name]
+        place = f"{name if isinstance(array, NpyArray) else array.name[1:]} in {self.path}"
         if not isinstance(array, h5py.Dataset | NpyArray):
             raise UserError(f"{place} is no array: rename it, or store an array")
         if array.dtype.kind not in "buif":

@@ -128,6 +128,7 @@ def test_pixels_of_no_mask_are_background(labels, form):
         (lambda labels: one_hot(labels, np.int16, -1), "masks has the value -1; expected masks of 0"),
         (lambda labels: one_hot(labels, np.float32, np.nan), "masks has the value nan; expected masks of 0"),
         (lambda labels: one_hot(labels) + 254 * one_hot(labels == 1), "masks has the value 1; expected masks of 0"),
+        (lambda labels: np.stack([one_hot(labels), one_hot(labels > 1)], -1), "masks has masks whose channels differ"),
         (lambda labels: np.repeat(labels[:, None], 256, 1), r"masks is uint8 \(6, 256, 32, 40\)"),
         (lambda labels: one_hot(labels)[:, :0], r"masks is empty \(shape \(6, 0, 32, 40\)\); expected"),
         (lambda labels: one_hot(labels)[..., None][..., :0], "masks is empty"),

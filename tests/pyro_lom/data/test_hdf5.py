@@ -275,6 +275,15 @@ class TestRefusedFile:
         path = write_foreign(tmp_path / "a.h5", images=scenes.images, **{"labels/train": scenes.labels})
         assert_refused(lambda: read_scenes(path), path, "labels", "a group")
 
+    @pytest.mark.parametrize("name", ["num_background", "split_train", "name", "format"])
+    def test_a_large_attribute_is_not_read(self, tmp_path, scenes, name):
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w", libver="latest") as file:
+            file["images"], file["labels"] = scenes.images, scenes.labels
+            file.attrs.update(format="pyro_lom scenes", format_version=1, num_background=1)
+            file.attrs[name] = np.zeros(100_000, np.uint8)
+        assert_refused(lambda: read_scenes(path), path, f"the attribute {name}", "takes 100000 bytes", "at most 65536")
+
     def test_labels_without_num_background(self, tmp_path, scenes):
         path = write_foreign(tmp_path / "a.h5", images=scenes.images, labels=scenes.labels)
         assert_refused(lambda: read_scenes(path), path, "num_background")
@@ -388,7 +397,7 @@ class TestRefusedFile:
         with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
             file["images"] = scenes.images
             file.attrs["split_test"] = np.zeros(10**6, int)
-        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), "split_test", "of shape (1000000,)")
+        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), "split_test", "takes 8000000 bytes; expected at most 65536")
 
     def test_splits_that_overlap(self, tmp_path, scenes):
         splits = {"split_train": [0, 12], "split_test": [10, 20]}

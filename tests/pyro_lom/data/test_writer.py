@@ -256,9 +256,18 @@ def test_what_the_user_adds_to_the_folder_stays(path, unfinished, blocks):
     assert os.listdir(unfinished) == ["notes.txt"]
 
 
-def test_goes_on_after_a_kill_within_the_first_block(path, blocks):
-    with pytest.raises(KeyboardInterrupt), SceneWriter(path, {}) as writer:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), AssertionError(), UserError("damaged")])
+def test_an_interruption_before_the_first_scene_leaves_nothing(path, error):
+    with pytest.raises(type(error)), SceneWriter(path, {}):
+        raise error
+    assert os.listdir(path.parent) == []
+
+
+def test_goes_on_after_a_kill_within_the_first_block(path, blocks, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneWriter, "_remove", lambda self: None)
+        with pytest.raises(KeyboardInterrupt), SceneWriter(path, {}) as writer:
+            raise KeyboardInterrupt
     for name in ("images", "factors.hue"):
         (writer.folder / name).write_bytes(b"half a block")
     (writer.folder / ".journal.json.01234567.partial").write_text("half a journal")

@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import tracemalloc
+import zipfile
 
 import h5py
 import numpy as np
@@ -50,17 +51,69 @@ def test_npz(tmp_path, scenes, save, names):
     assert reader.remarks() == [f"{path}: images (20, 3, 32, 32); labels below 1 are background"]
 
 
-def test_labels_that_are_pickled_or_no_masks_are_left_out_and_named(tmp_path, scenes):
-    path = tmp_path / "multi_dsprites.npz"
-    np.savez(path, x=scenes[0], labels=np.array({"shape": [1]}, object))  # as in addtt/multi-object-datasets
+def test_arrays_of_other_names_are_left_out_and_named(tmp_path, scenes):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=scenes[0], imgs=scenes[0], factors=np.array({"shape": [1]}, object))
     reader = ArrayFile(path, None)
     assert read_all(reader)[1] is None and reader.num_background == 0
-    assert [line.partition(" in ")[0] for line in reader.remarks()[1:]] == ["labels"]
-    assert "is pickled" in reader.remarks()[1]
-    np.savez(path, images=scenes[0], labels=np.arange(N))  # classes
-    reader = ArrayFile(path, None)
-    assert read_all(reader)[1] is None
-    assert reader.remarks()[1] == f"labels in {path} is no array of pictures, and is left out"
+    pickled = f"left out: factors in {path} is pickled, which may run code, and is not read: save it as numbers"
+    assert reader.remarks()[1:] == [pickled, f"left out: x in {path}, beside imgs"]
+
+
+UNREADABLE = {
+    "pickled": (lambda array: np.full(array.shape, None, object), "is pickled"),
+    "complex": (lambda array: array.astype(np.complex64), "is complex64; expected an array of numbers"),
+    "text": (lambda array: array.astype(str), "is <U.; expected an array of numbers"),
+    "dates": (lambda array: array.astype("M8[s]"), "is datetime64.s.; expected an array of numbers"),
+    "fields": (lambda array: np.zeros(array.shape, [("\u00e9", "u1")]), "is .*; expected an array of numbers"),
+    "by column": (np.asfortranarray, "is stored column by column: save numpy.ascontiguousarray of it"),
+    "two axes": (lambda array: array[0, 0], r"has the shape \(32, ?3?\); expected three axes or more: rename it"),
+    "none": (lambda array: array[(0,) * array.ndim], r"has the shape \(\); expected three axes or more: rename it"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+@pytest.mark.parametrize("wrong", ["images", "labels"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_arrays_with_names_of_pictures_are_read_or_refused(tmp_path, scenes, wrong, kind):
+    spoil, reason = UNREADABLE[kind]
+    arrays = {"images": scenes[0], "imgs": scenes[0], "labels": scenes[1], "masks": scenes[1]}
+    np.savez(tmp_path / "a.npz", **arrays | {wrong: spoil(arrays[wrong])})
+    with pytest.raises(UserError, match=rf"^{wrong} in .*a.npz {reason}"):
+        ArrayFile(tmp_path / "a.npz", None)
+
+
+def test_a_cut_array_is_no_reason_to_take_another(tmp_path, scenes):
+    np.save(tmp_path / "labels.npy", scenes[1])
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, length in {"images": None, "labels": -100, "masks": None}.items():
+            archive.writestr(f"{name}.npy", (tmp_path / "labels.npy").read_bytes()[:length])
+    with pytest.raises(
+        UserError, match="^labels in .*a.npz has the shape .* it is truncated or damaged; fetch it again"
+    ):
+        ArrayFile(tmp_path / "a.npz", None)
+
+
+def test_an_array_of_few_axes_names_its_shape(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((8, 8)))
+    with pytest.raises(UserError, match=r"images in .*a.npy has the shape \(8, 8\); expected three axes or more"):
+        ArrayFile(tmp_path / "a.npy", None)
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+@pytest.mark.parametrize("kind", ["group", "text", "two axes", "null"])
+def test_hdf5_arrays_with_names_of_pictures_are_read_or_refused(tmp_path, scenes, name, kind):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"], file["imgs"], file["masks"] = *scenes, *scenes
+        del file[name]
+        if kind == "group":
+            file.create_group(name)
+        else:
+            file[name] = {"text": np.full((2, 2, 2), b"a"), "two axes": scenes[1][0], "null": h5py.Empty("u1")}[kind]
+    with pytest.raises(
+        UserError, match=f"^{name} in .*a.h5 (is no array|is .S1; expected|has the shape .* three axes)"
+    ):
+        ArrayFile(tmp_path / "a.h5", None)
 
 
 def test_npy_and_sizes(tmp_path, scenes):
@@ -99,14 +152,60 @@ def test_emorl(emorl, scenes):
     assert half.splits(10) == {"train": range(6), "validation": range(6, 7), "test": range(7, 10)}
 
 
-def test_emorl_without_masks_for_training(emorl, scenes):
+@pytest.mark.parametrize(
+    ("array", "change", "found"),
+    [
+        ("imgs", lambda images: images[..., :1], "validation has grey images of 32x32 from 0 to 255 and labels"),
+        ("imgs", lambda images: images[:, :16], "validation has RGB images of 16x32 from 0 to 255"),
+        ("imgs", lambda images: images / 255, "validation has RGB images of 32x32 from 0 to 1 and"),
+        ("imgs", lambda images: images > 99, "validation has RGB images of 32x32 from 0 to 1 and"),
+        ("masks", lambda masks: masks[:, :2], r"validation has .* and labels of shape \(2, 32, 32, 3\)"),
+        ("masks", lambda masks: masks.argmax(1)[..., 0], r"validation has .* and labels of shape \(32, 32\)"),
+        ("masks", lambda masks: None, "validation has .* and no labels"),
+    ],
+)
+def test_groups_that_differ(emorl, array, change, found):
     with h5py.File(emorl, "a") as file:
-        del file["train/masks"]
+        changed = change(file[f"val/{array}"][:])
+        del file[f"val/{array}"]
+        if changed is not None:
+            file[f"val/{array}"] = changed
+    with pytest.raises(UserError, match=f"the groups of .* differ: train has RGB .*; {found}.*: store them alike$"):
+        ArrayFile(emorl, None)
+
+
+def test_groups_of_other_types_of_one_range(emorl, scenes):
+    with h5py.File(emorl, "a") as file:
+        for name, images in {"train": scenes[0][:12], "val": scenes[0][12:15].astype(float)}.items():
+            del file[f"{name}/imgs"]
+            file[f"{name}/imgs"] = images
+    np.testing.assert_array_equal(read_all(ArrayFile(emorl, None))[0], scenes[0])
+
+
+def test_two_groups_of_one_split(emorl):
+    with h5py.File(emorl, "a") as file:
+        file["training"] = file["train"]
+    with pytest.raises(UserError, match="multi_dsprites.h5 has groups train and training: rename or remove one"):
+        ArrayFile(emorl, None)
+
+
+def test_groups_without_train(emorl):
+    with h5py.File(emorl, "a") as file:
+        del file["train"]
     reader = ArrayFile(emorl, None)
-    labels = read_all(reader)[1]
-    assert not labels[:12].any()
-    np.testing.assert_array_equal(labels[12:], scenes[1][12:])
-    assert reader.remarks()[-1] == f"train in {emorl} has no masks: its labels are 0"
+    assert reader.splits(8) == {"train": range(7), "test": range(7, 8)}
+    found = "the images of validation and test are taken together, and the last tenth is for testing"
+    assert reader.remarks()[-1] == f"{emorl} has no group train: {found}"
+
+
+@pytest.mark.parametrize("value", ["2", 300, -1, np.nan, 2.0, [1, 2], np.zeros(1, [("a", "u1")]), h5py.Empty("u1")])
+def test_an_invalid_number_of_background_labels(tmp_path, scenes, value):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = scenes
+        file.attrs["num_background"] = value
+    with pytest.raises(UserError, match="the attribute num_background in .* is .*; expected an integer from 0 to 255"):
+        ArrayFile(tmp_path / "a.h5", None)
+    assert ArrayFile(tmp_path / "a.h5", None, 3).num_background == 3
 
 
 @pytest.mark.parametrize("shape", [(12, 0, SIDE, SIDE, 1), (12, K, SIDE, SIDE, 0), (0, K, SIDE, SIDE, 1)])
