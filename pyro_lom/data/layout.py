@@ -94,7 +94,8 @@ def attribute(file: h5py.File, name: str, path: Path) -> Any:
     """Return an attribute of a file, or None if it has no such attribute. Large ones are refused unread."""
     if name not in file.attrs:
         return None
-    if (size := file.attrs.get_id(name).get_storage_size()) > _MAX_ATTRIBUTE:
+    stored = file.attrs.get_id(name)
+    if (size := stored.get_space().get_simple_extent_npoints() * stored.get_type().get_size()) > _MAX_ATTRIBUTE:
         raise UserError(
             f"the attribute {name} in {path} takes {size} bytes; expected at most {_MAX_ATTRIBUTE}: remove it"
         )

@@ -397,7 +397,9 @@ class TestRefusedFile:
         with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
             file["images"] = scenes.images
             file.attrs["split_test"] = np.zeros(10**6, int)
-        assert_refused(lambda: read_scenes(tmp_path / "a.h5"), "split_test", "takes 8000000 bytes; expected at most 65536")
+        assert_refused(
+            lambda: read_scenes(tmp_path / "a.h5"), "split_test", "takes 8000000 bytes; expected at most 65536"
+        )
 
     def test_splits_that_overlap(self, tmp_path, scenes):
         splits = {"split_train": [0, 12], "split_test": [10, 20]}
