@@ -32,6 +32,10 @@ _HEADERS = {
 }
 
 
+class NotNumbers(UserError):
+    """Raised for an array that is not damaged and contains something else than numbers, such as a pickled one."""
+
+
 class NpyArray:
     """An array in a .npy file, or in a member of an .npz file. Slices of increasing rows are read fast.
 
@@ -84,9 +88,9 @@ class NpyArray:
         weakref.finalize(self, self._stream.close)
         self.shape, is_by_column, self.dtype = self._header()
         if self.dtype.hasobject:
-            raise UserError(f"{self.place} is pickled, which may run code, and is not read: save it as numbers")
+            raise NotNumbers(f"{self.place} is pickled, which may run code, and is not read: save it as numbers")
         if self.dtype.kind not in "buif":
-            raise UserError(f"{self.place} is {str(self.dtype)[:200]}; expected an array of numbers")
+            raise NotNumbers(f"{self.place} is {str(self.dtype)[:200]}; expected an array of numbers")
         if is_by_column and self.ndim > 1:
             raise UserError(f"{self.place} is stored column by column: save numpy.ascontiguousarray of it")
         self._start = self._stream.tell()
@@ -129,8 +133,8 @@ class NpyArray:
             yield
 
 
-def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], dict[str, str]]:
-    """Open the arrays of an .npz file, and return them by name, and for each that is not read why, in one line.
+def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], dict[str, UserError]]:
+    """Open the arrays of an .npz file. Return them by name, and the errors of those that cannot be read by name.
 
     Raises:
         UserError: the file is damaged, or contains no array of numbers.
@@ -147,10 +151,10 @@ def npz_arrays(path: Path) -> tuple[dict[str, NpyArray], dict[str, str]]:
                 name = member.removesuffix(".npy")
                 try:
                     arrays[name] = NpyArray(path, member, archive)
-                except UserError as reason:
-                    refused[name] = str(reason)
+                except UserError as error:
+                    refused[name] = error
     if not arrays:
-        raise UserError(next(iter(refused.values()), f"{path} contains no arrays: save them with numpy.savez"))
+        raise next(iter(refused.values()), UserError(f"{path} contains no arrays: save them with numpy.savez"))
     return arrays, refused
 
 

@@ -17,7 +17,7 @@ from pyro_lom.data.arrays import channels_of, image_converter, label_converter, 
 from pyro_lom.data.folders import SPLIT_NAMES
 from pyro_lom.data.importers.block import BLOCK_BYTES, RowReader, Scene
 from pyro_lom.data.layout import MAX_SCENES, integer_attribute, splits_in
-from pyro_lom.data.npy import MAX_ROW, NpyArray, npz_arrays
+from pyro_lom.data.npy import MAX_ROW, NotNumbers, NpyArray, npz_arrays
 from pyro_lom.data.pictures import size_notes, size_text
 from pyro_lom.data.self_contained import open_hdf5, reading
 from pyro_lom.data.sources import HDF5, NPZ, kind_of
@@ -59,7 +59,7 @@ class ArrayFile(RowReader):
         pad: bool = False,
     ):
         self.path, self.pad, self._remarks, self._given = path, pad, [], num_background
-        self._refused: dict[str, str] = {}  # arrays that cannot be read, and why
+        self._refused: dict[str, UserError] = {}  # errors of arrays that cannot be read
         parts, splits, stated = self._hdf5() if kind_of(path) == HDF5 else self._numpy()
         self._parts = list(parts.values())
         self._starts = list(accumulate((len(part.images) for part in self._parts), initial=0))
@@ -78,7 +78,7 @@ class ArrayFile(RowReader):
         if size is None and height != width:
             raise UserError(f"images in {path} are {size_text((height, width))}, no square: pass --size, such as 64")
         self.size = size or width
-        self._label_converters = self._of_labels()
+        self._label_converters = self._of_labels(parts)
         has_labels = bool(self._label_converters)
         self.num_background = stated if has_labels else 0
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}
@@ -90,23 +90,29 @@ class ArrayFile(RowReader):
     def remarks(self) -> list[str]:
         return self._remarks
 
-    def _of_labels(self) -> list:
-        """Return a converter for each part, or none if there are no labels."""
-        if self._parts[0].labels is None:
-            return []
-        for part in self._parts:
+    def _of_labels(self, parts: dict[str, _Part]) -> list:
+        """Return a converter for each part, None for a part without labels; an empty list if no part has labels."""
+        labelled = [part.labels for part in parts.values() if part.labels is not None]
+        converters, place = [], f"labels in {self.path}"
+        for name, part in parts.items() if labelled else ():
+            if part.labels is None:
+                self._remarks.append(f"{name} in {self.path} has no masks: its labels are 0")
+                converters.append(None)
+                continue
             if len(part.labels) != len(part.images):
                 found = f"{len(part.labels)} labels for {len(part.images)} images"
                 raise UserError(f"{self.path} has {found}: store one for each image")
-        some, place = self._parts[0].labels[:1], f"labels in {self.path}"
-        return [label_converter(part.labels, some, size_of(part.images), place) for part in self._parts]
+            converters.append(label_converter(part.labels, labelled[0][:1], size_of(part.images), place))
+        return converters
 
     def _scene(self, row: int) -> Scene:
         number = bisect_right(self._starts, row) - 1
         part, inner = self._parts[number], row - self._starts[number]
         image, labels = self._converters[number](self._row(part.images, inner))[0], None
         if self._label_converters:
-            labels = self._label_converters[number](self._row(part.labels, inner))[0]
+            labels = np.zeros(image.shape[:2], np.uint8)
+        if self._label_converters and (convert := self._label_converters[number]):
+            labels = convert(self._row(part.labels, inner))[0]
         return Scene(image, labels, {})
 
     def _row(self, array: Array | NpyArray, row: int) -> np.ndarray:
@@ -172,37 +178,48 @@ class ArrayFile(RowReader):
         return _Part(images, self._chosen(arrays, _LABELS, place))
 
     def _chosen(self, arrays: dict, names: tuple[str, ...], where: str) -> Array | NpyArray | None:
-        """Return the first array of one of the names, or None. It must have the type and the axes of pictures."""
-        present = [name for name in names if name in arrays or name in self._refused]
-        if not present:
-            return None
-        name, *others = present
-        self._remarks += [f"left out: {other} in {where}, beside {name}" for other in others]
-        if name in self._refused:
-            raise UserError(self._refused[name])
-        array = arrays[name]
-        place = f"{name if isinstance(array, NpyArray) else array.name[1:]} in {self.path}"
+        """Return the first array of one of the names with the type and the axes of pictures, or None.
+
+        Raises:
+            UserError: an array of one of the names is damaged, or all arrays of the names of images are unsuitable.
+        """
+        chosen, unsuitable = "", []
+        for name in names:
+            if (error := self._refused.get(name)) and not isinstance(error, NotNumbers):
+                raise error
+            if error or name in arrays:
+                why = str(error) if error else self._why_no_pictures(arrays[name], name)
+                if not (chosen or why):
+                    chosen = name
+                else:
+                    unsuitable.append(why or f"{name} in {where}, beside {chosen}")
+        if unsuitable and not chosen and names is _IMAGES:
+            raise UserError(unsuitable[0])
+        self._remarks += [f"left out: {why}" for why in unsuitable]
+        array = arrays.get(chosen)
+        return array_on_disk(array, self.path) if isinstance(array, h5py.Dataset) else array
+
+    def _why_no_pictures(self, array, name: str) -> str | None:
+        """Return why an array can contain neither images nor masks, or None; raises UserError if it is too large."""
         if not isinstance(array, h5py.Dataset | NpyArray):
-            raise UserError(f"{place} is no array: rename it, or store an array")
+            return f"{name} in {self.path} is no array: rename it, or store an array"
+        place = f"{name if isinstance(array, NpyArray) else array.name[1:]} in {self.path}"
         if array.dtype.kind not in "buif":
-            raise UserError(f"{place} is {str(array.dtype)[:200]}; expected an array of numbers: convert or rename it")
+            return f"{place} is {str(array.dtype)[:200]}; expected an array of numbers: convert or rename it"
         found = f"{place} has the shape {array.shape}"
         if array.ndim < 3:
-            raise UserError(f"{found}; expected three axes or more: rename it if it contains no pictures")
-        if isinstance(array, NpyArray):
-            return array
-        if _row_bytes(array) > MAX_ROW:
+            return f"{found}; expected three axes or more: rename it if it contains no pictures"
+        if isinstance(array, h5py.Dataset) and _row_bytes(array) > MAX_ROW:
             raise UserError(f"{found}: a scene may take {MAX_ROW >> 20} MiB at most")
-        if 0 in array.shape:
+        if isinstance(array, h5py.Dataset) and 0 in array.shape:
             raise UserError(f"{found}, which is empty: store one image or more")
-        return array_on_disk(array, self.path)
+        return None
 
 
 def _form(part: _Part, some: np.ndarray) -> str:
     """Return in words what all parts of a file must have in common, given some of the images."""
     channels = {1: "grey", 3: "RGB"}[channels_of(part.images)]
-    labels = "no labels" if part.labels is None else f"labels of shape {tuple(part.labels.shape[1:])}"
-    return f"{channels} images of {size_text(size_of(part.images))} from 0 to {largest_value(some)} and {labels}"
+    return f"{channels} images of {size_text(size_of(part.images))} from 0 to {largest_value(some)}"
 
 
 def _row_bytes(array: Array | NpyArray | h5py.Dataset) -> int:

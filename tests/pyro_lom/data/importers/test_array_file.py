@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import resource
 import tracemalloc
 import zipfile
@@ -66,7 +67,6 @@ UNREADABLE = {
     "text": (lambda array: array.astype(str), "is <U.; expected an array of numbers"),
     "dates": (lambda array: array.astype("M8[s]"), "is datetime64.s.; expected an array of numbers"),
     "fields": (lambda array: np.zeros(array.shape, [("\u00e9", "u1")]), "is .*; expected an array of numbers"),
-    "by column": (np.asfortranarray, "is stored column by column: save numpy.ascontiguousarray of it"),
     "two axes": (lambda array: array[0, 0], r"has the shape \(32, ?3?\); expected three axes or more: rename it"),
     "none": (lambda array: array[(0,) * array.ndim], r"has the shape \(\); expected three axes or more: rename it"),
 }
@@ -75,11 +75,30 @@ UNREADABLE = {
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 @pytest.mark.parametrize("wrong", ["images", "labels"])
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_arrays_with_names_of_pictures_are_read_or_refused(tmp_path, scenes, wrong, kind):
+def test_arrays_without_pictures_are_left_out_and_named(tmp_path, scenes, wrong, kind):
     spoil, reason = UNREADABLE[kind]
     arrays = {"images": scenes[0], "imgs": scenes[0], "labels": scenes[1], "masks": scenes[1]}
     np.savez(tmp_path / "a.npz", **arrays | {wrong: spoil(arrays[wrong])})
-    with pytest.raises(UserError, match=rf"^{wrong} in .*a.npz {reason}"):
+    reader = ArrayFile(tmp_path / "a.npz", None)
+    for found, expected in zip(read_all(reader), scenes, strict=False):
+        np.testing.assert_array_equal(found, expected)
+    assert any(re.match(rf"left out: {wrong} in .*a.npz {reason}", remark) for remark in reader.remarks())
+    del arrays[{"images": "imgs", "labels": "masks"}[wrong]]
+    np.savez(tmp_path / "a.npz", **arrays | {wrong: spoil(arrays[wrong])})
+    if wrong == "images":
+        with pytest.raises(UserError, match=rf"^images in .*a.npz {reason}"):
+            ArrayFile(tmp_path / "a.npz", None)
+    else:
+        assert read_all(ArrayFile(tmp_path / "a.npz", None))[1] is None
+
+
+@pytest.mark.parametrize("wrong", ["images", "labels"])
+def test_arrays_of_pictures_by_column_are_refused(tmp_path, scenes, wrong):
+    arrays = {"images": scenes[0], "imgs": scenes[0], "labels": scenes[1], "masks": scenes[1]}
+    np.savez(tmp_path / "a.npz", **arrays | {wrong: np.asfortranarray(arrays[wrong])})
+    with pytest.raises(
+        UserError, match=f"^{wrong} in .*a.npz is stored column by column: save numpy.ascontiguousarray"
+    ):
         ArrayFile(tmp_path / "a.npz", None)
 
 
@@ -102,7 +121,7 @@ def test_an_array_of_few_axes_names_its_shape(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "labels"])
 @pytest.mark.parametrize("kind", ["group", "text", "two axes", "null"])
-def test_hdf5_arrays_with_names_of_pictures_are_read_or_refused(tmp_path, scenes, name, kind):
+def test_hdf5_arrays_without_pictures_are_left_out_and_named(tmp_path, scenes, name, kind):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"], file["labels"], file["imgs"], file["masks"] = *scenes, *scenes
         del file[name]
@@ -110,10 +129,15 @@ def test_hdf5_arrays_with_names_of_pictures_are_read_or_refused(tmp_path, scenes
             file.create_group(name)
         else:
             file[name] = {"text": np.full((2, 2, 2), b"a"), "two axes": scenes[1][0], "null": h5py.Empty("u1")}[kind]
-    with pytest.raises(
-        UserError, match=f"^{name} in .*a.h5 (is no array|is .S1; expected|has the shape .* three axes)"
-    ):
-        ArrayFile(tmp_path / "a.h5", None)
+    reader = ArrayFile(tmp_path / "a.h5", None)
+    np.testing.assert_array_equal(read_all(reader)[0], scenes[0])
+    pattern = f"left out: {name} in .*a.h5 (is no array|is .S1; expected|has the shape .* three axes)"
+    assert any(re.match(pattern, remark) for remark in reader.remarks())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["imgs"], file["masks"]
+    if name == "images":
+        with pytest.raises(UserError, match=pattern.removeprefix("left out: ")):
+            ArrayFile(tmp_path / "a.h5", None)
 
 
 def test_npy_and_sizes(tmp_path, scenes):
@@ -153,25 +177,31 @@ def test_emorl(emorl, scenes):
 
 
 @pytest.mark.parametrize(
-    ("array", "change", "found"),
+    ("change", "found"),
     [
-        ("imgs", lambda images: images[..., :1], "validation has grey images of 32x32 from 0 to 255 and labels"),
-        ("imgs", lambda images: images[:, :16], "validation has RGB images of 16x32 from 0 to 255"),
-        ("imgs", lambda images: images / 255, "validation has RGB images of 32x32 from 0 to 1 and"),
-        ("imgs", lambda images: images > 99, "validation has RGB images of 32x32 from 0 to 1 and"),
-        ("masks", lambda masks: masks[:, :2], r"validation has .* and labels of shape \(2, 32, 32, 3\)"),
-        ("masks", lambda masks: masks.argmax(1)[..., 0], r"validation has .* and labels of shape \(32, 32\)"),
-        ("masks", lambda masks: None, "validation has .* and no labels"),
+        (lambda images: images[..., :1], "validation has grey images of 32x32 from 0 to 255"),
+        (lambda images: images[:, :16], "validation has RGB images of 16x32 from 0 to 255"),
+        (lambda images: images / 255, "validation has RGB images of 32x32 from 0 to 1"),
+        (lambda images: images > 99, "validation has RGB images of 32x32 from 0 to 1"),
     ],
 )
-def test_groups_that_differ(emorl, array, change, found):
+def test_groups_that_differ(emorl, change, found):
     with h5py.File(emorl, "a") as file:
-        changed = change(file[f"val/{array}"][:])
-        del file[f"val/{array}"]
-        if changed is not None:
-            file[f"val/{array}"] = changed
+        changed = change(file["val/imgs"][:])
+        del file["val/imgs"]
+        file["val/imgs"] = changed
     with pytest.raises(UserError, match=f"the groups of .* differ: train has RGB .*; {found}.*: store them alike$"):
         ArrayFile(emorl, None)
+
+
+def test_emorl_without_masks_for_training(emorl, scenes):
+    with h5py.File(emorl, "a") as file:
+        del file["train/masks"]
+    reader = ArrayFile(emorl, None)
+    labels = read_all(reader)[1]
+    assert not labels[:12].any()
+    np.testing.assert_array_equal(labels[12:], scenes[1][12:])
+    assert reader.remarks()[-1] == f"train in {emorl} has no masks: its labels are 0"
 
 
 def test_groups_of_other_types_of_one_range(emorl, scenes):
