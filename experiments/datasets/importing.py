@@ -115,7 +115,7 @@ class Import:
                 raise ValueError(f"its place is {row} of {reader.total}")
             if reader.unit == "scenes" and writer.num_scenes + len(damaged) > row:
                 raise ValueError(f"it has {writer.num_scenes} scenes of {row}")
-            if writer.image_shape and writer.image_shape[:2] != (reader.size, reader.size):
+            if writer.image_shape not in (None, (reader.size, reader.size, reader.num_channels)):
                 raise ValueError(f"its images have the shape {writer.image_shape}")
             return place, damaged
         except (msgspec.ValidationError, ValueError) as error:

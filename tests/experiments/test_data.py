@@ -313,6 +313,17 @@ def test_the_images_of_a_journal_are_those_of_the_command(command, shape):
     assert (code, out) == (2, "") and f"its images have the shape ({shape[0]}, " in err
 
 
+def test_an_interrupted_import_of_grey_images_goes_on(command):
+    np.save("grey.npy", np.arange(5 * 32 * 32, dtype=np.uint8).reshape(5, 32, 32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SceneWriter, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command("import", "images", "grey.npy", "grey.h5")[0] == 130
+    code, _, err = command("import", "images", "grey.npy", "grey.h5")
+    assert code == 0, err
+    with h5py.File("grey.h5") as file:
+        assert file["images"].shape == (5, 32, 32, 1)
+
+
 def test_factors_of_a_journal_that_are_no_numbers(tmp_path):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     with SceneWriter(tmp_path / "out.h5", {}) as writer:

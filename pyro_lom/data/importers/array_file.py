@@ -77,7 +77,7 @@ class ArrayFile(RowReader):
         height, width = source_size = size_of(self._parts[0].images)
         if size is None and height != width:
             raise UserError(f"images in {path} are {size_text((height, width))}, no square: pass --size, such as 64")
-        self.size = size or width
+        self.size, self.num_channels = size or width, channels_of(self._parts[0].images)
         self._label_converters = self._of_labels(parts)
         has_labels = bool(self._label_converters)
         self.num_background = stated if has_labels else 0

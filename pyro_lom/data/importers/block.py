@@ -69,6 +69,8 @@ class Reader:
     """Height and width of the resulting images."""
     pad: bool = False
     """Whether images that are not square get black borders, instead of being cropped."""
+    num_channels: int = 3
+    """Number of channels of the resulting images."""
     num_background: int
     total: int
     """Size of the source, in `unit`s."""

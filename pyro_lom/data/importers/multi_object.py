@@ -46,7 +46,6 @@ class TFRecordReader(Reader, ABC):
     source_size: tuple[int, int]
     crop = (slice(None), slice(None))
     """Rows and columns that are kept."""
-    num_channels = 3
     entities_first = True
     """Whether the axis of entities comes before those of rows and columns in `mask`, or after them."""
     has_binary_masks = False
