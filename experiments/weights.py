@@ -143,8 +143,8 @@ def export_weights(folder: Path, file: Path) -> None:
 def pack(folder: Path, target: Path) -> None:
     """Make a small copy of a finished run: weights without the state of an optimiser, and 64 held-out scenes.
 
-    The copy requires no data set, and contains no path of this machine. The path of its data set is that of the preset.
-    If the run was trained on other data, it is the name of their file.
+    The copy requires no data set, and contains no path of this machine. Its configuration names the data set of the
+    preset, or the file of other data without its folder.
 
     Raises:
         UserError: `target` exists; `folder` is not a finished run with its data; or the run has exchanged parts, a
@@ -175,8 +175,10 @@ def _without_places(values: dict[str, Any], config: Config) -> dict[str, Any]:
     path = Path(config.data.path)
     usual = Path(PRESETS[config.preset].data.path) if config.preset in PRESETS else path
     values["data"]["path"] = str(usual) if path.parts[-2:] == usual.parts else path.name
-    is_path = {name: isinstance(value, str) and os.path.isabs(value) for name, value in values.items()}
-    return {name: Path(value).name if is_path[name] else value for name, value in values.items()}
+    for name, value in values.items():
+        if isinstance(value, str) and os.path.isabs(value):
+            values[name] = Path(value).name
+    return values
 
 
 def _objective(config: Config) -> Objective:

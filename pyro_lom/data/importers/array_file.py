@@ -110,9 +110,8 @@ class ArrayFile(RowReader):
         part, inner = self._parts[number], row - self._starts[number]
         image, labels = self._converters[number](self._row(part.images, inner))[0], None
         if self._label_converters:
-            labels = np.zeros(image.shape[:2], np.uint8)
-        if self._label_converters and (convert := self._label_converters[number]):
-            labels = convert(self._row(part.labels, inner))[0]
+            convert = self._label_converters[number]
+            labels = convert(self._row(part.labels, inner))[0] if convert else np.zeros(image.shape[:2], np.uint8)
         return Scene(image, labels, {})
 
     def _row(self, array: Array | NpyArray, row: int) -> np.ndarray:
