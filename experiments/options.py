@@ -23,9 +23,8 @@ def refuse_foreign_options(arguments: list[str], config: Config) -> None:
     The message contains the option, and its new name or the systems that have it. Unknown options raise no error.
     """
     own = _names(config)
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
-        if not argument.startswith(("--model.", "--train.")) or name in own:
+    for name in sorted(named(arguments)):
+        if not name.startswith(("model.", "train.")) or name in own:
             continue
         if name == "model.system":
             raise UserError("--model.system does not exist any more: name a preset of the system")
@@ -39,6 +38,12 @@ def refuse_foreign_options(arguments: list[str], config: Config) -> None:
         homes = _homes({name}) or _homes(set(new_names))
         if homes:
             raise UserError(f"--{name} is no option of {config.preset}: it belongs to the systems {', '.join(homes)}")
+
+
+def named(arguments: list[str]) -> set[str]:
+    """Return the names of the options in a command's arguments, without dashes in front."""
+    options = (argument for argument in arguments if argument.startswith("--"))
+    return {option.partition("=")[0].removeprefix("--").replace("_", "-") for option in options}
 
 
 def _homes(names: set[str]) -> list[str]:

@@ -142,6 +142,7 @@ class Geco(FreeNatsELBO):
             [-1, 1], so that a step size suits every image size (departure for short trainings).
         initial, bounds: first value and limits of the multiplier's parameter.
         warm_start: number of first updates that neither change the multiplier nor count in the average of the error.
+        relax_at: number of updates after which an average error above the target becomes the target; None keeps it.
         ema_decay: decay of the moving average of the error.
         analytic_kl, num_kl_samples: as in `TraceScene_ELBO`.
     """
@@ -158,6 +159,7 @@ class Geco(FreeNatsELBO):
         rollouts: dict[str, str] | None = None,
         goal_relative: bool = False,
         warm_start: int = 0,
+        relax_at: int | None = None,
         ema_decay: float = 0.99,
         analytic_kl: bool = True,
         num_kl_samples: int = 32,
@@ -166,6 +168,10 @@ class Geco(FreeNatsELBO):
         self.target = target
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
         self.goal_relative, self.warm_start, self.ema_decay = goal_relative, warm_start, ema_decay
+        self.relax_at, self.goal = relax_at, target.nats  # the error to reach now, nats per scene
+        if relax_at is not None:
+            del self.goal
+            self.register_buffer("goal", torch.tensor(target.nats))
         self.register_buffer("parameter", torch.tensor(float(initial)))
         self.register_buffer("error_ema", torch.zeros(()))
 
@@ -183,13 +189,20 @@ class Geco(FreeNatsELBO):
         """Update the multiplier with the error of this step, averaged over processes. This does not synchronise."""
         decay = torch.where(self.num_updates <= self.warm_start, 0.0, self.ema_decay)
         self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
-        slack = self.target.nats - self.error_ema  # positive once the constraint is met
+        if self.relax_at is not None:
+            self.goal.copy_(torch.where(self.num_updates == self.relax_at, self.goal.max(self.error_ema), self.goal))
+        slack = self.goal - self.error_ema  # positive once the constraint is met
         if self.goal_relative:
-            slack = (slack / (self.target.nats - self.target.floor)).clamp(-1, 1)
+            slack = (slack / (self.goal - self.target.floor)).clamp(-1, 1)
         step = self.step_size * torch.where(slack > 0, self.speedup, 1.0) * slack
         moved = self._moved(step).clamp(*self.bounds)
         self.parameter.copy_(torch.where(self.num_updates < self.warm_start, self.parameter, moved))
         self.num_updates += 1
+
+    def relaxed(self) -> float | None:
+        """Return the target that replaced one that was not reached, as an RMSE; None if none was replaced."""
+        goal = float(self.goal)
+        return None if goal == torch.tensor(self.target.nats).item() else self.target.rmse(goal)
 
     def unconstrained(self) -> FreeNatsELBO:
         """Return an ELBO with the same free nats and without the target, which belongs to a Gaussian likelihood."""
@@ -202,7 +215,7 @@ class Geco(FreeNatsELBO):
 
     def report(self, error: float) -> dict[str, float]:
         """Return the error and its target as RMSE, and the multiplier."""
-        rmse, rmse_target = self.target.rmse(error), self.target.rmse(self.target.nats)
+        rmse, rmse_target = self.target.rmse(error), self.target.rmse(float(self.goal))
         return {"rmse": rmse, "rmse_target": rmse_target, "multiplier": self.multiplier.item()}
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -247,7 +260,7 @@ class AdditiveGeco(Geco):
         return torch.where(self.num_updates < self.warm_start, 1.0, F.softplus(self.parameter))
 
     def combine(self, terms: Terms) -> Float[Tensor, ""]:
-        return self.kl(terms) + self.multiplier * (terms.mean_error() - self.target.nats)
+        return self.kl(terms) + self.multiplier * (terms.mean_error() - self.goal)
 
     def _moved(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
         moved = self.parameter - step

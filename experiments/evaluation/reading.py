@@ -184,7 +184,7 @@ def signs_of_binding(system: System, images: Float[Tensor, "B C H W"]) -> Bindin
         if parts[0] is None:
             return None
         masks.append(torch.cat(parts))
-    return binding(*masks)
+    return binding(*masks, images.to(masks[0].device))
 
 
 def latents(model: Model, trace: Trace, *, mean: bool = False) -> dict[str, Tensor]:

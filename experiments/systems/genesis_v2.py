@@ -25,6 +25,7 @@ from pyro_lom.networks.pixel_encoders import (
     GlimpseEncoder,
     MomentsReadout,
     PixelEncoder,
+    RegionEncoder,
     SlotReadout,
 )
 from pyro_lom.system import Pair, System
@@ -34,9 +35,9 @@ from pyro_lom.system import Pair, System
 class GenesisV2Networks:
     """Options of the networks of GENESIS-v2's guide."""
 
-    encoder: Literal["published", "compact", "glimpse"] = "published"
+    encoder: Literal["published", "compact", "glimpse", "regions"] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
-    colours, glimpse for shaded objects of any shape."""
+    colours, glimpse for shaded objects of any shape, regions for objects with visible outlines."""
     encoder_width: Width = 64
     """Channels of the encoder at its full resolution."""
     encoder_hidden: Count | None = None
@@ -51,12 +52,12 @@ class GenesisV2Networks:
         sizes = dict(width=self.encoder_width, bottleneck=self.encoder_hidden)
         if self.encoder == "compact":
             encoder, more = CompactPixelEncoder(image_shape, **sizes), {}
-        elif image_shape[0] == 1:
+        elif self.encoder == "glimpse" and image_shape[0] == 1:
             raise UserError(
-                "the encoder glimpse requires colour images, and these are grey: choose the encoder compact"
+                "the encoder glimpse requires colour images, and these are grey: choose the encoder regions"
             )
         else:
-            encoder = GlimpseEncoder(image_shape, **sizes)
+            encoder = {"glimpse": GlimpseEncoder, "regions": RegionEncoder}[self.encoder](image_shape, **sizes)
             more = dict(num_glimpsed=encoder.num_glimpsed, hidden=128)
         readout = MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED, **more)
         return {"encoder": encoder, "readout": readout}

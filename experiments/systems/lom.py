@@ -181,6 +181,21 @@ def _small(base: Config) -> Config[Lom]:
 RENDERED_SMALL = tuple(map(_small, (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)))
 """Small LOMs on rendered scenes, which train in 25 minutes on one thread."""
 
+_BASE = RENDERED_SMALL[0]
+
+OWN = replace(
+    _BASE,
+    preset="lom-genesis-v2-own",
+    model=replace(
+        _BASE.model,
+        orderless=replace(_BASE.model.orderless, encoder="regions"),
+        geco=replace(_BASE.model.geco, target_rmse=0.05, relax_at=3000),
+    ),
+    data=Data(path="my_images", image_size=64),
+    train=replace(_BASE.train, preview_every=1000),
+)
+"""A small LOM for one's own images. The command adapts the values of `ADAPTED` to the images (`experiments/adapt.py`)."""
+
 LOM_EMORL_TOWERS = over(
     EMORL_TOWERS,
     scene_dim=DEMO.model.scene_dim,
@@ -235,6 +250,7 @@ PRESETS = (
     DEMO,
     LOM_EMORL_TOWERS,
     *RENDERED_SMALL,
+    OWN,
     *(over(base) for base in (GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)),
     *_EMORL,
     _variant(DEMO, "64", data=Data(path="data/towers-64.h5", image_size=64)),  # for a GPU

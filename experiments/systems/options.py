@@ -134,6 +134,9 @@ class Geco:
     """Upper bound of the parameter."""
     warm_start: Natural = 0
     """Number of first steps without updates of the multiplier. In EMORL's rule the multiplier is then 1."""
+    relax_at: Count | None = None
+    """Step of a pair at which a target that it has not reached is replaced by the average error of that moment; None
+    keeps the target (departure)."""
     goal_relative: bool = False
     """Divide the constraint by the target's distance from a perfect reconstruction and clamp it to [-1, 1]
     (departure for short trainings)."""
@@ -174,6 +177,7 @@ class Geco:
             initial=self.initial,
             bounds=(self.minimum, self.maximum),
             warm_start=self.warm_start,
+            relax_at=self.relax_at,
             free_nats=free_nats,
             goal_relative=self.goal_relative,
             rollouts=rollouts,
@@ -263,7 +267,10 @@ class PairedOptions(SlotOptions):
             return [phase(train)]
 
         def start_from_the_orderless_decoder() -> None:
-            system["ordered"].model.decoder.load_state_dict(system["orderless"].model.decoder.state_dict())
+            orderless, ordered = system["orderless"], system["ordered"]
+            ordered.model.decoder.load_state_dict(orderless.model.decoder.state_dict())
+            if self.geco.relax_at is not None and isinstance(ordered.criterion, GecoRule):
+                ordered.criterion.goal.copy_(orderless.criterion.goal)
 
         ordered = phase(
             train,

@@ -1,11 +1,16 @@
-"""Three statistics, computed without labels, that show whether slots bind to objects."""
+"""Statistics, computed without labels, that show whether slots bind to objects."""
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_lom.metrics.ari import adjusted_rand_index
+from pyro_lom.networks.stick_breaking import pixel_grid
+
+_OTHER_SEED = "try another --seed or a smaller --model.slot-dim"
 
 
 class Binding(NamedTuple):
@@ -14,27 +19,66 @@ class Binding(NamedTuple):
     largest: float
     """Share of the pixels in the largest segment of a scene, in (0, 1]: 1 if one slot takes the whole image."""
     stability: float
-    """ARI over all pixels between two inferences of one scene, at most 1: low if the noise determines the segments."""
+    """ARI over all pixels between two inferences of one scene, at most 1: low if the noise determines the segments, or
+    if slots divide a background differently each time."""
     sameness: float
     """ARI over all pixels between one scene and the next: 1 if all scenes have the same segments."""
+    explained: float
+    """Share of the variance of colours that smooth colours in the segments explain, in [0, 1]: low if segments cross
+    the outlines of objects, and if pixels are noise."""
 
     def complaint(self) -> str | None:
-        """Return a short description of a failure to bind, or None if no statistic shows one."""
+        """Return a short description of a failure to bind, and what may help, or None if no statistic shows one."""
         if self.largest > 0.97:
-            return f"one slot takes everything ({self.largest:.0%} of the pixels)"
+            return f"one slot takes everything ({self.largest:.0%} of the pixels); {_OTHER_SEED}"
         if self.sameness > 0.9:
-            return f"slots ignore objects: they cut every scene alike (ARI {self.sameness:.2f} between scenes)"
-        if self.stability < 0.8:
-            return f"slots ignore objects: they cut one scene differently each time (ARI {self.stability:.2f})"
+            return (
+                f"slots ignore objects: they cut every scene alike (ARI {self.sameness:.2f} between scenes); "
+                f"{_OTHER_SEED}"
+            )
+        if self.explained < 0.6:
+            return (
+                f"slots ignore objects: smooth colours in their segments explain {self.explained:.0%} of the variance; "
+                "more slots (--model.num-slots), larger or smoother images (--data.image-size), or the networks of the "
+                "paper on a GPU (preset lom-genesis-v2-objects-room) may help"
+            )
+        if self.stability < 0.8 and self.explained < 0.8:
+            return (
+                f"slots ignore objects: they cut one scene differently each time (ARI {self.stability:.2f}); "
+                f"{_OTHER_SEED}"
+            )
         return None
 
 
-def binding(first: Float[Tensor, "B K 1 H W"], second: Float[Tensor, "B K 1 H W"]) -> Binding:
-    """Compute the statistics from the log masks of two inferences of the same scenes with independent noise."""
+def binding(
+    first: Float[Tensor, "B K 1 H W"], second: Float[Tensor, "B K 1 H W"], images: Float[Tensor, "B C H W"]
+) -> Binding:
+    """Compute the statistics from the log masks of two inferences of the same images with independent noise."""
     segments, again = (log_masks.argmax(-4).squeeze(-3) for log_masks in (first, second))
     sizes = (segments.unsqueeze(1) == segments.flatten(1).mode(-1).values[:, None, None, None]).float()
     return Binding(
         largest=sizes.mean().item(),
         stability=adjusted_rand_index(again, segments).mean().item(),
         sameness=adjusted_rand_index(segments.roll(1, dims=0), segments).mean().item(),
+        explained=explained_variance(images, segments),
     )
+
+
+def explained_variance(images: Float[Tensor, "B C H W"], segments: Integer[Tensor, "B H W"]) -> float:
+    """Return the share of the variance of colours within images that smooth colours in segments explain.
+
+    The colours of a segment are quadratic in the place (`smooth_error`). Images of one colour have the share 1.
+    """
+    variance = images.var((2, 3), correction=0).mean()
+    return 1 - (smooth_error(images, segments) / variance.clamp_min(1e-8)).clamp(0, 1).item()
+
+
+def smooth_error(images: Float[Tensor, "B C H W"], segments: Integer[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Return the mean squared error of the quadratic in the place that fits the colours of each segment best."""
+    row, column = pixel_grid(*images.shape[-2:], device=images.device).flatten(1).double()
+    basis = torch.stack([torch.ones_like(row), row, column, row**2, column**2, row * column])  # (6, N)
+    masks, colours = F.one_hot(segments.flatten(1).long()).double(), images.flatten(2).double()
+    squares = torch.einsum("bnk,in,jn->bkij", masks, basis, basis) + 1e-4 * torch.eye(6, device=images.device)
+    products = torch.einsum("bnk,in,bcn->bkic", masks, basis, colours)
+    fitted = torch.einsum("bnk,in,bkic->bcn", masks, basis, torch.linalg.solve(squares, products))
+    return (colours - fitted).square().mean()

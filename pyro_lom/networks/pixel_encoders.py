@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.networks.decoders import PLACE_SCALE
+from pyro_lom.networks.regions import average_over_regions
 from pyro_lom.networks.stick_breaking import pixel_grid
 from pyro_lom.networks.unet import ConvBlock, UNet
 
@@ -113,12 +114,16 @@ class CompactPixelEncoder(nn.Module):
         encoded = self.unet(pixels)
         context = F.interpolate(self.context(encoded), scale_factor=2.0, mode="bilinear")
         learned = self.gate * self.embedding(F.relu(context + self.pixel(pixels)))
-        given = torch.cat([self.colours(images), self.place_weight * grid], dim=1)
+        given = self.given(images, grid)
         embedding = learned + F.pad(given, (0, 0, 0, 0, 0, EMBEDDING_DIM - given.shape[1]))
         products = (grid.unsqueeze(2) * images.unsqueeze(1)).flatten(1, 2)
         learned_features = F.interpolate(self.features(encoded), scale_factor=2.0)
         features = [learned_features, images, grid, grid.square(), products]
         return PixelFeatures(embedding, torch.cat(features, dim=1))
+
+    def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
+        """Return the part of the embedding without context: colours and places."""
+        return torch.cat([self.colours(images), self.place_weight * grid], dim=1)
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the colours in the embedding."""
@@ -178,6 +183,24 @@ class GlimpseEncoder(CompactPixelEncoder):
         colours = F.grid_sample(images, points.flatten(-4, -3).flatten(0, -4), align_corners=True)
         colours = colours.unflatten(-2, (-1, self.GLIMPSE)).transpose(1, 2).flatten(0, 1)  # as the masks: one per slot
         return torch.cat([masks, masks * colours], dim=1).unflatten(0, weights.shape[:-1])
+
+
+class RegionEncoder(GlimpseEncoder):
+    """Encoder for objects with visible outlines (departure): `GlimpseEncoder` with hues and places of regions.
+
+    The embedding starts with the mean hue and the mean place of each pixel's region, which edges enclose
+    (`average_over_regions`). All pixels of an object have nearly the same embedding, although the object is shaded or
+    large. Two objects of one hue have different embeddings, because their places differ.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
+        super().__init__(image_shape, width=width, bottleneck=bottleneck)
+        self.place_weight = nn.Parameter(torch.tensor(0.85))
+
+    def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
+        """Return the hues and places of regions."""
+        averages = average_over_regions(torch.cat([images, grid], dim=1), images)
+        return super().given(*averages.split([images.shape[1], 2], dim=1))
 
 
 class MomentsReadout(nn.Module):

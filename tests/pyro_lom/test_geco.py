@@ -108,6 +108,44 @@ class TestLoss:
         assert not list(geco.parameters())
 
 
+class TestRelaxation:
+    """A target that is not reached is replaced."""
+
+    @pytest.mark.parametrize("kind", RULES)
+    def test_the_error_of_the_moment_becomes_the_target(self, kind):
+        geco = rule(kind, relax_at=2)
+        found = []
+        for error in (130.0, 130.0, 130.0, 200.0):
+            found.append(geco.relaxed())
+            geco.update(torch.tensor(error))
+        assert found == [None, None, None, pytest.approx(TARGET.rmse(130.0))]
+        assert geco.relaxed() == pytest.approx(TARGET.rmse(130.0))  # it does not move again
+        assert geco.report(90.0)["rmse_target"] == pytest.approx(TARGET.rmse(130.0))
+        assert set(geco.state_dict()) == {"parameter", "error_ema", "num_updates", "goal"}
+
+    def test_a_target_that_is_reached_stays(self):
+        geco = rule(relax_at=2)
+        for _ in range(5):
+            geco.update(torch.tensor(90.0))
+        assert geco.relaxed() is None
+        assert geco.report(90.0)["rmse_target"] == pytest.approx(TARGET.rmse(100.0))
+
+    def test_the_new_target_steers(self):
+        geco = rule(relax_at=0, goal_relative=True, speedup=1.0)
+        geco.update(torch.tensor(140.0))
+        assert geco.multiplier == 1.0  # the error is the target
+        geco.error_ema.fill_(100.0)
+        geco.ema_decay = 1.0
+        geco.update(torch.tensor(100.0))
+        assert geco.multiplier.item() == pytest.approx(math.exp(0.01 * (140 - 100) / (140 - 60)))
+
+    def test_the_loss_of_emorls_rule_has_the_new_target(self):
+        geco = rule(AdditiveGeco, initial=2.0, relax_at=0)
+        geco.update(torch.tensor(140.0))
+        loss = geco.combine(terms([150.0], z=[7.0]))
+        assert loss.item() == pytest.approx(7 + geco.multiplier.item() * (150 - 140))
+
+
 class TestReport:
     @pytest.mark.parametrize("kind", RULES)
     def test_errors_are_reported_as_rmse_beside_their_target(self, kind):

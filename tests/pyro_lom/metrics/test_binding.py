@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pyro_lom.data.towers import make_towers
-from pyro_lom.metrics.binding import Binding, binding
+from pyro_lom.metrics.binding import Binding, binding, explained_variance, smooth_error
+from pyro_lom.networks.stick_breaking import pixel_grid
 
 NUM_SLOTS = 5
 
@@ -23,41 +24,69 @@ def permuted(segments):
 
 
 @pytest.fixture
-def true():
+def scenes():
+    """Images and labels."""
     torch.manual_seed(0)
-    return torch.as_tensor(make_towers(64, seed=2).labels).long()
+    towers = make_towers(64, seed=2)
+    return torch.as_tensor(towers.images).permute(0, 3, 1, 2) / 255, torch.as_tensor(towers.labels).long()
 
 
-def test_slots_that_bind(true):
-    signs = binding(log_masks(true), log_masks(permuted(true)))
+def test_slots_that_bind(scenes):
+    images, true = scenes
+    signs = binding(log_masks(true), log_masks(permuted(true)), images)
     assert signs.complaint() is None
     assert signs.stability == pytest.approx(1)
+    assert signs.explained > 0.99
     largest = torch.stack([scene.flatten().bincount().max() for scene in true]).float() / true[0].numel()
     assert signs.largest == pytest.approx(largest.mean().item())
-    assert signs.sameness == pytest.approx(binding(log_masks(permuted(true)), log_masks(true)).sameness)
+    assert signs.sameness == pytest.approx(binding(log_masks(permuted(true)), log_masks(true), images).sameness)
 
 
-def test_one_slot_takes_everything(true):
+def test_one_slot_takes_everything(scenes):
+    images, true = scenes
     nothing = torch.zeros_like(true)
-    signs = binding(log_masks(nothing), log_masks(permuted(nothing)))
+    signs = binding(log_masks(nothing), log_masks(permuted(nothing)), images)
     assert signs.largest == 1
-    assert signs.complaint() == "one slot takes everything (100% of the pixels)"
+    assert signs.complaint().startswith("one slot takes everything (100% of the pixels); try another --seed")
 
 
-def test_the_same_stripes_in_every_scene(true):
+def test_the_same_stripes_in_every_scene(scenes):
+    images, true = scenes
     stripes = (torch.arange(32) * NUM_SLOTS // 32).expand_as(true)
-    signs = binding(log_masks(stripes), log_masks(permuted(stripes)))
+    signs = binding(log_masks(stripes), log_masks(permuted(stripes)), images)
     assert (signs.sameness, signs.stability) == pytest.approx((1, 1))
-    assert signs.complaint() == "slots ignore objects: they cut every scene alike (ARI 1.00 between scenes)"
+    assert signs.complaint().startswith("slots ignore objects: they cut every scene alike (ARI 1.00 between scenes)")
 
 
-def test_chance_cuts_the_scene(true):
+def test_chance_cuts_the_scene(scenes):
+    images, true = scenes
     first, second = torch.randint(NUM_SLOTS, (2, *true.shape))  # no two pixels belong together
-    signs = binding(log_masks(first), log_masks(second))
+    signs = binding(log_masks(first), log_masks(second), images)
     assert signs.stability == pytest.approx(0, abs=0.01)
-    assert re.fullmatch(r"slots ignore .* cut one scene differently each time \(ARI -?0\.00\)", signs.complaint())
+    assert re.match(r"slots ignore objects: smooth colours in their segments explain \d\d?% of", signs.complaint())
 
 
 def test_the_worst_complaint_comes_first():
-    assert "everything" in Binding(largest=0.99, stability=0.1, sameness=0.95).complaint()
-    assert "alike" in Binding(largest=0.5, stability=0.1, sameness=0.95).complaint()
+    signs = Binding(largest=0.99, stability=0.1, sameness=0.95, explained=0.5)
+    for change, word in (
+        ({}, "everything"),
+        ({"largest": 0.5}, "alike"),
+        ({"sameness": 0.1}, "explain 50%"),
+        ({"explained": 0.7}, "differently each time (ARI 0.10)"),
+    ):
+        signs = signs._replace(**change)
+        assert word in signs.complaint()
+    assert signs._replace(explained=0.9).complaint() is None  # only the background differs each time
+
+
+def test_quadratic_colours_are_explained():
+    row, column = pixel_grid(16, 24)
+    segments = (torch.arange(24) >= 9).long().expand(1, 16, 24)
+    smooth = torch.where(segments == 0, 0.2 + 0.3 * row * column + 0.1 * row**2, 0.9 - 0.4 * column**2)
+    noise = 0.1 * torch.randn(1, 3, 16, 24)
+    images = smooth.expand(1, 3, 16, 24)
+    assert smooth_error(images, segments).sqrt() < 1e-3
+    assert smooth_error(images + noise, segments) == pytest.approx(noise.square().mean().item(), rel=0.05)
+    assert explained_variance(images, segments) == pytest.approx(1, abs=1e-4)
+    assert explained_variance(noise, segments) == pytest.approx(0, abs=0.06)
+    assert explained_variance(torch.full((2, 3, 16, 24), 0.3), torch.zeros(2, 16, 24).long()) > 0.999

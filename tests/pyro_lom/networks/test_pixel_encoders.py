@@ -10,6 +10,7 @@ from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
     CompactPixelEncoder,
     GlimpseEncoder,
+    RegionEncoder,
     PixelEncoder,
 )
 from pyro_lom.networks.stick_breaking import pixel_grid
@@ -123,6 +124,29 @@ def test_the_embedding_of_the_glimpse_encoder_starts_as_hues_that_shading_hardly
         encoder.gate.zero_()
         embedding, _ = encoder(colours.expand(2, *SHAPE))
     torch.testing.assert_close(embedding[:, :4], lit.expand(2, 4, 32, 32))
+
+
+def test_the_embedding_of_the_region_encoder_is_one_for_each_object():
+    """Two discs of one hue, each shaded from left to right."""
+    grid = pixel_grid(32, 32)
+    discs = [(grid[0].square() + (grid[1] - middle).square()) < 0.3**2 for middle in (-0.5, 0.5)]
+    light = 0.7 + 0.1 * grid[1]
+    image = torch.where(discs[0] | discs[1], light * torch.tensor([0.9, 0.3, 0.1])[:, None, None], 0.9 * light)
+    encoder = RegionEncoder(SHAPE, width=8)
+    with torch.no_grad():
+        encoder.gate.zero_()
+        embedding = encoder(image.unsqueeze(0))[0][0]
+    within = max((embedding[:, disc] - embedding[:, disc].mean(-1, keepdim=True)).norm(dim=0).max() for disc in discs)
+    between = (embedding[:, discs[0]].mean(-1) - embedding[:, discs[1]].mean(-1)).norm()
+    assert within < 0.2 * between
+
+
+def test_the_region_encoder_takes_grey_images_and_the_glimpse_encoder_refuses_them():
+    embedding, features = RegionEncoder((1, 32, 32), width=8)(torch.rand(2, 1, 32, 32))
+    assert embedding.shape == (2, EMBEDDING_DIM, 32, 32) and features.shape[2:] == (32, 32)
+    GenesisV2Networks(encoder="regions").make_networks(SLOT_DIM, (1, 32, 32))
+    with pytest.raises(UserError, match="requires colour images, and these are grey: choose the encoder regions"):
+        GenesisV2Networks(encoder="glimpse").make_networks(SLOT_DIM, (1, 32, 32))
 
 
 def glimpses_of(encoder, images, masks):

@@ -1,0 +1,102 @@
+"""Adaptation of a preset to a person's own images: a look at some images, and values for options with reasons."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from experiments.config import Config
+from experiments.systems.lom import Lom
+from pyro_lom.data.minibatches import float_images
+from pyro_lom.metrics.binding import explained_variance, smooth_error
+from pyro_lom.networks.pixel_encoders import RegionEncoder
+from pyro_lom.networks.regions import edges
+from pyro_lom.networks.stick_breaking import InstanceColouring
+
+ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train.steps")
+"""The options that `adapt` sets."""
+
+_LOOKED_AT = 64  # images
+_MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
+_SMALLEST = 0.005  # share of an image, below which a segment does not count
+_FLAT = 0.03  # RMSE of smooth colours in segments, below which objects have flat colours
+_K = (4, 10)  # least and largest number of slots
+_RELAX_AT = 0.4  # share of the orderless pair's steps
+
+
+class Look(NamedTuple):
+    """What `look` finds in images, without labels and without training."""
+
+    num_images: int
+    edges: float
+    """Share of the pairs of neighbouring pixels whose colours have an edge between them (`regions.py: EDGE`)."""
+    num_segments: int
+    """Number of segments, above 0.5 % of the image, that 90 % of the images do not exceed."""
+    explained: float
+    """Share of the variance of colours that smooth colours in segments explain (`explained_variance`)."""
+    rmse: float
+    """RMSE of smooth colours in segments, per pixel and channel."""
+
+
+@torch.no_grad()
+def look(images: np.ndarray, seed: int = 0) -> Look:
+    """Cluster some of the images (N, H, W, C), uint8, with the encoder `regions` before any training."""
+    chosen = np.random.default_rng(seed).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
+    images = float_images(images[np.sort(chosen)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embedding, _ = RegionEncoder(tuple(images.shape[1:]), width=8)(images)
+        colouring = InstanceColouring(_MANY)
+        colouring.load_state_dict(InstanceColouring(_USUAL).state_dict())  # its width of a cluster
+        masks = colouring(embedding, torch.rand(len(images), 1, *images.shape[2:]))
+    segments = masks.argmax(-4).squeeze(-3)
+    sizes = F.one_hot(segments.flatten(1)).float().mean(1)
+    return Look(
+        num_images=len(images),
+        edges=edges(images).item(),
+        num_segments=round((sizes > _SMALLEST).sum(1).float().quantile(0.9).item()),
+        explained=explained_variance(images, segments),
+        rmse=smooth_error(images, segments).sqrt().item(),
+    )
+
+
+def adapt(config: Config[Lom], images: np.ndarray, options: Collection[str] = ADAPTED) -> tuple[Config[Lom], list[str]]:
+    """Look at the images (N, H, W, C), uint8, and set those of `ADAPTED` that are in `options`.
+
+    Returns:
+        The configuration, and lines for a person: what was seen, and each value with its reason.
+    """
+    seen = look(images, config.seed)
+    lines = [
+        f"looked at {seen.num_images} images: 90 % have at most {seen.num_segments} segments; {seen.edges:.0%} of "
+        f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "
+        f"the variance, with an RMSE of {seen.rmse:.3f}"
+    ]
+
+    def propose(option: str, value: float, reason: str) -> None:
+        nonlocal config
+        if option in options:
+            config = _with(config, option.replace("-", "_").split("."), value)
+            lines.append(f"--{option} {value}: {reason}")
+
+    num_slots = min(max(seen.num_segments + 1, _K[0]), _K[1])
+    propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
+    flat = seen.rmse < _FLAT
+    propose("model.slot-dim", 12 if flat else 16, f"segments have {'flat' if flat else 'shaded or textured'} colours")
+    target = round(0.015 + 0.9 * seen.rmse, 3)
+    propose("model.geco.target-rmse", target, "0.015 and nine tenths of the RMSE of smooth colours in segments")
+    size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2
+    steps = int(min(max(17_000 / size, 6_000), 17_000)) // 1000 * 1000
+    propose("train.steps", steps, "about 20 minutes on two cores, with 6,000 to 17,000 steps")
+    relax_at = round(_RELAX_AT * config.model.first_steps(config.train))
+    lines.append(f"a target that is not reached at step {relax_at} of a pair becomes the error of that moment")
+    return _with(config, ["model", "geco", "relax_at"], relax_at), lines
+
+
+def _with(options: Any, path: list[str], value: float) -> Any:
+    """Return nested dataclasses with another value at a path of names."""
+    name, *rest = path
+    return replace(options, **{name: _with(getattr(options, name), rest, value) if rest else value})

@@ -1,0 +1,102 @@
+"""A look at images proposes options with reasons; options that are given stay; the run says what happened."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.adapt import ADAPTED, adapt, look
+from experiments.systems.lom import OWN
+from pyro_lom.data.hdf5 import write_scenes
+
+RUN = "00000-lom-genesis-v2-own-seed0"
+
+
+def discs(num_images=40, size=64, largest=4):
+    """Images of 1 to `largest` flat discs on a flat ground, uint8."""
+    rng = np.random.default_rng(0)
+    row, column = np.mgrid[:size, :size] / size
+    images = np.empty((num_images, size, size, 3), np.uint8)
+    for image in images:
+        image[:] = rng.integers(90, 110)
+        for corner in rng.choice(4, rng.integers(1, largest + 1), replace=False):
+            middle = np.array([corner // 2, corner % 2]) / 2 + rng.uniform(0.2, 0.3, 2)
+            image[np.hypot(row - middle[0], column - middle[1]) < 0.15] = rng.permutation([250, 120, 20])
+    return images
+
+
+def test_a_look_counts_segments():
+    seen = look(discs())
+    assert seen.num_images == 40
+    assert seen.num_segments in (5, 6)  # four discs and a ground
+    assert seen.explained > 0.97 and seen.rmse < 0.04 and 0 < seen.edges < 0.1
+    assert look(discs(largest=1)).num_segments < seen.num_segments
+    assert look(discs()) == seen
+    noise = look(np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8))
+    assert noise.explained < 0.4 and noise.edges > 0.9
+
+
+def test_grey_and_large_images_can_be_looked_at():
+    assert look(discs(4)[..., :1]).num_images == 4
+    assert look(discs(2, size=128)).num_segments > 1
+
+
+def test_every_value_has_a_reason():
+    config, lines = adapt(OWN, discs())
+    assert config.model.num_slots in (6, 7)
+    assert (config.model.slot_dim, config.train.steps) == (12, 17_000)
+    assert config.model.geco.target_rmse < OWN.model.geco.target_rmse
+    assert config.model.geco.relax_at == pytest.approx(0.4 * config.model.first_steps(config.train), abs=1)
+    for option in ADAPTED:
+        value = config
+        for name in option.replace("-", "_").split("."):
+            value = getattr(value, name)
+        assert any(line.startswith(f"--{option} {value}: ") for line in lines)
+
+
+def test_other_options_stay():
+    config, lines = adapt(OWN, discs(), ["train.steps"])
+    relax_at = config.model.geco.relax_at
+    assert config.model == replace(OWN.model, geco=replace(OWN.model.geco, relax_at=relax_at))
+    assert [line.split()[0] for line in lines] == ["looked", "--train.steps", "a"]
+
+
+def test_noise_gets_more_slots_and_fewer_steps():
+    noise = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
+    config, _ = adapt(OWN, noise)
+    assert config.model.num_slots > 7 and config.model.slot_dim == 16
+    assert config.train.steps < 17_000 and config.train.steps % 1000 == 0
+
+
+@pytest.fixture
+def tiny_own(towers, tmp_path):
+    write_scenes(tmp_path / "own.h5", towers, source="tests", seed=3)
+    return (
+        "lom-genesis-v2-own --data.path own.h5 --data.image-size 32 --train.steps 6 --train.preview-every 2 "
+        "--train.batch-size 4 --model.schedule.ordered-batch-size 4 --model.decoder-width 8 "
+        "--model.orderless.encoder-width 8 --model.transformer-width 8 --model.num-slots=4"
+    ).split()
+
+
+def test_the_command_adapts_what_is_not_given(fit, tiny_own):
+    code, _, err = fit(*tiny_own)
+    assert code == 0, err
+    config = json.loads(Path(f"runs/{RUN}/config.json").read_text())
+    assert (config["model"]["num_slots"], config["train"]["steps"]) == (4, 6)
+    assert f"--model.slot-dim {config['model']['slot_dim']}: " in err
+    assert f"--model.geco.target-rmse {config['model']['geco']['target_rmse']}: " in err
+    assert "--model.num-slots" not in err and "--train.steps" not in err
+    assert "by step 2 the orderless pair did not reach its target, which is now an RMSE of 0." in err
+    assert err.count("the orderless pair did not reach") == 1
+    assert err in Path(f"runs/{RUN}/log.txt").read_text() or "looked at 48 images" in Path(f"runs/{RUN}/log.txt").read_text()
+
+    code, _, err = fit("--resume", f"runs/{RUN}")
+    assert code == 0 and "looked at" not in err, err
+
+
+def test_scenes_that_bind_are_told_once(fit, tiny_own):
+    code, _, err = fit(*tiny_own)
+    assert code == 0, err
+    assert err.count("slots seem to bind: smooth colours in segments explain") + err.count("warning: after step 2 ") == 1

@@ -1,0 +1,65 @@
+"""Averages over regions: they do not cross edges, go around corners, and equal averages with explicit weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pyro_lom.networks.regions import EDGE, average_over_regions, edges
+from pyro_lom.networks.stick_breaking import pixel_grid
+
+
+def halves(height=16, width=24, border=9):
+    """Image (1, 3, H, W) of two flat colours, and the mask of the right one."""
+    right = (torch.arange(width) >= border).expand(height, width)
+    return torch.where(right, 0.8, 0.2).expand(1, 3, height, width), right
+
+
+def test_values_do_not_cross_an_edge():
+    images, right = halves()
+    values = torch.rand(1, 2, 16, 24)
+    found = average_over_regions(values, images)
+    for mask in (right, ~right):
+        assert found[..., mask].std(-1).max() < 0.06 < values[..., mask].std(-1).min()
+    torch.testing.assert_close(average_over_regions(images, images), images, atol=1e-4, rtol=0)
+
+
+def test_places_become_the_middle_of_the_object():
+    grid = pixel_grid(32, 32)
+    disc = ((grid[0] - 0.3).square() + (grid[1] + 0.2).square()) < 0.3**2
+    images = torch.where(disc, 1.0, 0.0).expand(1, 3, 32, 32)
+    found = average_over_regions(grid.unsqueeze(0), images)[0, :, disc]
+    assert (found - torch.tensor([[0.3], [-0.2]])).abs().max() < 0.05
+    assert grid[:, disc].std(-1).min() > 0.1
+
+
+def test_values_go_around_corners():
+    path = torch.zeros(16, 16, dtype=torch.bool)
+    path[2, 2:14] = path[2:14, 13] = path[13, 2:14] = True  # three sides of a square
+    images = torch.where(path, 1.0, 0.0).expand(1, 3, 16, 16)
+    ends = torch.zeros(1, 1, 16, 16)
+    ends[..., 2, 2] = 1.0
+    found = average_over_regions(ends, images)[0, 0]
+    assert found[13, 2] > 100 * found[7, 7]
+
+
+def test_they_are_averages_with_explicit_weights():
+    torch.manual_seed(0)
+    images, values = 0.15 * torch.rand(2, 3, 8, 12), torch.rand(2, 4, 8, 12)
+
+    def weights(lines):
+        steps = F.relu(lines.diff(dim=-1).norm(dim=1) / EDGE - 1) + 0.01
+        places = F.pad(steps.cumsum(-1), (1, 0))
+        return (-(places.unsqueeze(-1) - places.unsqueeze(-2)).abs()).softmax(-1)
+
+    expected = values
+    for _ in range(6):
+        expected = torch.einsum("bhij,bfhj->bfhi", weights(images), expected)
+        expected = torch.einsum("bwij,bfjw->bfiw", weights(images.transpose(-1, -2)), expected)
+    torch.testing.assert_close(average_over_regions(values, images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_share_of_edges():
+    images, _ = halves()
+    assert edges(images).item() == pytest.approx(16 / (15 * 24 + 16 * 23))
+    assert edges(torch.full((1, 3, 16, 24), 0.4)) == 0
+    assert edges(torch.rand(1, 3, 64, 64)) > 0.9
