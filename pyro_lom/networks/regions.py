@@ -41,9 +41,7 @@ def _passed(images: Float[Tensor, "L B C M"]) -> Float[Tensor, "L_minus_1 B 1 M"
     return torch.exp(-F.relu(distances / EDGE - 1) - 0.01)
 
 
-def _average(
-    values: Float[Tensor, "L B F M"], passed: Float[Tensor, "L_minus_1 B 1 M"]
-) -> Float[Tensor, "L B F M"]:
+def _average(values: Float[Tensor, "L B F M"], passed: Float[Tensor, "L_minus_1 B 1 M"]) -> Float[Tensor, "L B F M"]:
     """Return weighted averages along the first axis, by a recursion from each end."""
     values = F.pad(values, (0, 0, 0, 1), value=1.0)  # the sum of the ones is the sum of the weights
     sums = torch.stack([values, values.flip(0)], dim=1)

@@ -90,7 +90,10 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
     assert "--model.num-slots" not in err and "--train.steps" not in err
     assert "by step 2 the orderless pair did not reach its target, which is now an RMSE of 0." in err
     assert err.count("the orderless pair did not reach") == 1
-    assert err in Path(f"runs/{RUN}/log.txt").read_text() or "looked at 48 images" in Path(f"runs/{RUN}/log.txt").read_text()
+    assert (
+        err in Path(f"runs/{RUN}/log.txt").read_text()
+        or "looked at 48 images" in Path(f"runs/{RUN}/log.txt").read_text()
+    )
 
     code, _, err = fit("--resume", f"runs/{RUN}")
     assert code == 0 and "looked at" not in err, err
@@ -99,4 +102,6 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
 def test_scenes_that_bind_are_told_once(fit, tiny_own):
     code, _, err = fit(*tiny_own)
     assert code == 0, err
-    assert err.count("slots seem to bind: smooth colours in segments explain") + err.count("warning: after step 2 ") == 1
+    assert (
+        err.count("slots seem to bind: smooth colours in segments explain") + err.count("warning: after step 2 ") == 1
+    )

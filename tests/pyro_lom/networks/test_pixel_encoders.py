@@ -10,8 +10,8 @@ from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
     CompactPixelEncoder,
     GlimpseEncoder,
-    RegionEncoder,
     PixelEncoder,
+    RegionEncoder,
 )
 from pyro_lom.networks.stick_breaking import pixel_grid
 
