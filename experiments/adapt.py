@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from experiments.config import Config
-from experiments.systems.lom import Lom
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.metrics.binding import explained_variance, smooth_error
 from pyro_lom.networks.pixel_encoders import RegionEncoder
@@ -63,7 +62,7 @@ def look(images: np.ndarray, seed: int = 0) -> Look:
     )
 
 
-def adapt(config: Config[Lom], images: np.ndarray, options: Collection[str] = ADAPTED) -> tuple[Config[Lom], list[str]]:
+def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED) -> tuple[Config, list[str]]:
     """Look at the images (N, H, W, C), uint8, and set those of `ADAPTED` that are in `options`.
 
     Returns:
@@ -91,7 +90,7 @@ def adapt(config: Config[Lom], images: np.ndarray, options: Collection[str] = AD
     size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(17_000 / size, 6_000), 17_000)) // 1000 * 1000
     propose("train.steps", steps, "about 20 minutes on two cores, with 6,000 to 17,000 steps")
-    relax_at = round(_RELAX_AT * config.model.first_steps(config.train))
+    relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
     lines.append(f"a target that is not reached at step {relax_at} of a pair becomes the error of that moment")
     return _with(config, ["model", "geco", "relax_at"], relax_at), lines
 

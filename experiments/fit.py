@@ -29,8 +29,7 @@ from experiments.evaluation.summary import summarise, summary_lines
 from experiments.loading import Origin, check_scenes, find_run, read_config, read_data, remarks, start_from
 from experiments.options import named, refuse_foreign_options
 from experiments.parts import Factory, check_records, records
-from experiments.systems import PRESETS, SYSTEMS, build, check, own_systems, preset
-from experiments.systems.lom import OWN
+from experiments.systems import ADAPTING, PRESETS, SYSTEMS, build, check, own_systems, preset
 from experiments.systems.options import SystemOptions
 from experiments.training.devices import (
     check_batches,
@@ -99,7 +98,7 @@ def main(arguments: list[str]) -> None:
         return
     of_devices = {name: getattr(options, name) for name in _OF_DEVICES}
     folders = dict(resume=options.resume, orderless=options.orderless, runs_dir=options.runs_dir)
-    adapted = set(ADAPTED) - named(arguments) if config.preset == OWN.preset and options.resume is None else ()
+    adapted = set(ADAPTED) - named(arguments) if config.preset in ADAPTING and options.resume is None else ()
     fit(config, systems=systems, adapted=adapted, **folders, **of_devices)
 
 

@@ -201,8 +201,9 @@ class Geco(FreeNatsELBO):
 
     def relaxed(self) -> float | None:
         """Return the target that replaced one that was not reached, as an RMSE; None if none was replaced."""
-        goal = float(self.goal)
-        return None if goal == torch.tensor(self.target.nats).item() else self.target.rmse(goal)
+        if self.relax_at is None or self.goal == torch.tensor(self.target.nats):
+            return None
+        return self.target.rmse(self.goal.item())
 
     def unconstrained(self) -> FreeNatsELBO:
         """Return an ELBO with the same free nats and without the target, which belongs to a Gaussian likelihood."""

@@ -40,6 +40,8 @@ _MODULES = (
 
 SYSTEMS: tuple[type[SystemOptions], ...] = tuple(kind for module in _MODULES for kind in module.SYSTEMS)
 PRESETS: dict[str, Config] = {config.preset: config for module in _MODULES for config in module.PRESETS}
+ADAPTING = {lom.OWN.preset}
+"""Presets whose options the command adapts to the images (`experiments/adapt.py`)."""
 PRESETS |= {"demo": lom.DEMO, "demo-64": PRESETS[f"{lom.DEMO.preset}-64"]}
 
 

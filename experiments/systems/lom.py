@@ -194,7 +194,7 @@ OWN = replace(
     data=Data(path="my_images", image_size=64),
     train=replace(_BASE.train, preview_every=1000),
 )
-"""A small LOM for one's own images. The command adapts the values of `ADAPTED` to the images (`experiments/adapt.py`)."""
+"""A small LOM for one's own images. The command adapts some of the options to them (`experiments/adapt.py`)."""
 
 LOM_EMORL_TOWERS = over(
     EMORL_TOWERS,

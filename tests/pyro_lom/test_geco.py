@@ -130,6 +130,12 @@ class TestRelaxation:
         assert geco.relaxed() is None
         assert geco.report(90.0)["rmse_target"] == pytest.approx(TARGET.rmse(100.0))
 
+    @pytest.mark.parametrize("relax_at", [None, 2])
+    def test_a_target_between_two_floats_is_no_other_target(self, relax_at):
+        target = Target.from_rmse(0.028, image_scale=0.7, image_shape=(3, 32, 32))
+        geco = MultiplicativeGeco(target, step_size=0.01, speedup=3.0, relax_at=relax_at)
+        assert geco.relaxed() is None
+
     def test_the_new_target_steers(self):
         geco = rule(relax_at=0, goal_relative=True, speedup=1.0)
         geco.update(torch.tensor(140.0))
