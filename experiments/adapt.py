@@ -5,15 +5,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from experiments.config import Config
 from pyro_lom.data.minibatches import float_images
-from pyro_lom.metrics.binding import explained_variance, smooth_error
-from pyro_lom.networks.pixel_encoders import RegionEncoder
+from pyro_lom.metrics.binding import explained_variance, region_segments, smooth_error
 from pyro_lom.networks.regions import edges
-from pyro_lom.networks.stick_breaking import InstanceColouring
 
 ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train.steps")
 """The options that `adapt` sets."""
@@ -40,25 +37,18 @@ class Look(NamedTuple):
     """RMSE of smooth colours in segments, per pixel and channel."""
 
 
-@torch.no_grad()
 def look(images: np.ndarray, seed: int = 0) -> Look:
     """Cluster some of the images (N, H, W, C), uint8, with the encoder `regions` before any training."""
     chosen = np.random.default_rng(seed).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
     images = float_images(images[np.sort(chosen)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        embedding, _ = RegionEncoder(tuple(images.shape[1:]), width=8)(images)
-        colouring = InstanceColouring(_MANY)
-        colouring.load_state_dict(InstanceColouring(_USUAL).state_dict())  # its width of a cluster
-        masks = colouring(embedding, torch.rand(len(images), 1, *images.shape[2:]))
-    segments = masks.argmax(-4).squeeze(-3)
+    segments = region_segments(images, _MANY, seed)
     sizes = F.one_hot(segments.flatten(1)).float().mean(1)
     return Look(
         num_images=len(images),
         edges=edges(images).item(),
         num_segments=round((sizes > _SMALLEST).sum(1).float().quantile(0.9).item()),
         explained=explained_variance(images, segments),
-        rmse=smooth_error(images, segments).sqrt().item(),
+        rmse=smooth_error(images, segments).mean().sqrt().item(),
     )
 
 

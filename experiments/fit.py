@@ -45,8 +45,8 @@ from experiments.training.trial import try_once
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.scenes import Scenes
 from pyro_lom.errors import UserError, printable
-from pyro_lom.geco import Geco
 from pyro_lom.objective import Objective
+from pyro_lom.system import System
 from pyro_lom.training.compilation import compile_networks
 from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.precision import make_fabric
@@ -253,7 +253,7 @@ def fit(
 
         test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
 
-        relaxed: dict[str, float] = {}  # by pair, the last target that was told
+        targets = _targets(system)
 
         def preview(step: int) -> None:
             draw(system, test, run, seed=config.seed, step=step)
@@ -262,11 +262,10 @@ def fit(
                 tell(f"warning: after step {step} {complaint}")
             elif signs and step == config.train.preview_every:
                 tell(f"after step {step} slots seem to bind: smooth colours in segments explain {signs.explained:.0%}")
-            for name, pair in system.items():
-                now = pair.criterion.relaxed() if isinstance(pair.criterion, Geco) else None
-                if now is not None and now != relaxed.get(name):
-                    relaxed[name] = now
-                    tell(f"by step {step} the {name} pair did not reach its target, which is now an RMSE of {now:.3f}")
+            for name, rmse in _targets(system).items():
+                if rmse != targets[name]:
+                    targets[name] = rmse
+                    tell(f"by step {step} the {name} pair did not reach its target, which is now an RMSE of {rmse:.3f}")
 
         compiled = compile and compile_networks(objective, tell)
         trainer = Trainer(
@@ -339,6 +338,11 @@ def _print_plan(config: Config) -> None:
                     print(f"  {pair_name + ' ' + role + '.' + part:40} {number:>10,}")
         print(f"  {pair_name + ' total':40} {_num_parameters(pair):>10,}")
     print(f"  {'total':40} {_num_parameters(objective):>10,}")
+
+
+def _targets(system: System) -> dict[str, float | None]:
+    """Return by pair the target of its criterion as an RMSE, or None without one."""
+    return {name: pair.criterion.report(0.0).get("rmse_target") for name, pair in system.items()}
 
 
 def _num_parameters(module: torch.nn.Module) -> int:

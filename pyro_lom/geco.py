@@ -199,12 +199,6 @@ class Geco(FreeNatsELBO):
         self.parameter.copy_(torch.where(self.num_updates < self.warm_start, self.parameter, moved))
         self.num_updates += 1
 
-    def relaxed(self) -> float | None:
-        """Return the target that replaced one that was not reached, as an RMSE; None if none was replaced."""
-        if self.relax_at is None or self.goal == torch.tensor(self.target.nats):
-            return None
-        return self.target.rmse(self.goal.item())
-
     def unconstrained(self) -> FreeNatsELBO:
         """Return an ELBO with the same free nats and without the target, which belongs to a Gaussian likelihood."""
         return FreeNatsELBO(

@@ -34,7 +34,14 @@ from pyro_lom.system import infer, result
 from pyro_lom.training.runs import Run
 
 GENERATED = {"samples", "samples_tau1", "shuffled_posterior"}
-OF_ANY_SYSTEM = {"kl_slots", "binding_largest", "binding_stability", "binding_sameness", "binding_explained"}
+OF_ANY_SYSTEM = {
+    "kl_slots",
+    "binding_largest",
+    "binding_stability",
+    "binding_sameness",
+    "binding_explained",
+    "binding_explainable",
+}
 OF_ANY_SYSTEM_ON_LABELS = {"ari_fg_encoder", "ari_all_encoder", "ari_fg_kmeans_rgb", "ari_fg_untrained"}
 OF_A_LOM = {"kl_scene", "kl_slots_other_scene"}
 # What summary.json had before the system's options moved, but for what the command itself adds.
@@ -49,6 +56,7 @@ PROMISED = [
     "binding_stability",
     "binding_sameness",
     "binding_explained",
+    "binding_explainable",
     "rmse_orderless",
     "rmse_ordered",
     "explained_variance_orderless",
