@@ -157,6 +157,8 @@ def pack(folder: Path, target: Path) -> None:
     progress = run.progress()
     if not (run.folder / "summary.json").exists():
         raise UserError(f"{folder} is at step {progress.step} and not evaluated: finish it first with --resume")
+    if not scenes.splits.get("test"):
+        raise UserError(f"the data of {folder} have no scenes in a split test, and a packed run consists of such")
     held_out = scenes.split("test", _NUM_PACKED)
 
     def fill(packed: Run) -> None:

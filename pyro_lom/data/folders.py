@@ -108,7 +108,10 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
     paths, foreign = [], Counter()
     for place, folders, names in os.walk(folder, onerror=refuse):
         depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = [name for name in folders if not name.startswith(".")] if depth < _MAX_DEPTH else []
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if depth >= _MAX_DEPTH:
+            foreign[f"folders deeper than {_MAX_DEPTH} levels"] += len(folders)
+            folders.clear()
         foreign["links to folders"] += sum(os.path.islink(os.path.join(place, name)) for name in folders)
         for name in names:
             suffix = os.path.splitext(name)[1].lower()

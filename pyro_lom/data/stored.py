@@ -13,6 +13,9 @@ from jaxtyping import Shaped
 from pyro_lom.data.self_contained import check_storage, open_hdf5, reading
 
 IN_MEMORY = 1 << 30  # bytes; chunked arrays up to this size together are read into memory at once, for speed
+_LARGEST_CACHE = 512 << 20  # bytes of chunks that are kept, since they contain parts of the next scenes too
+_SMALLEST_CACHE = 8 << 20  # HDF5's default
+_NUM_SLOTS = 10_007  # places for chunks in this cache; two chunks of one place replace each other
 
 
 class MemoryMap(np.memmap):
@@ -74,8 +77,22 @@ class ChunkedArray:
     @property
     def _dataset(self) -> h5py.Dataset:
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_hdf5(self.path)[self.name]
+            self._opened = os.getpid(), _open_cached(open_hdf5(self.path), self.name)
         return self._opened[1]
+
+
+def _open_cached(file: h5py.File, name: str) -> h5py.Dataset:
+    """Open a data set so that HDF5 unpacks each chunk once when scenes are read in order, if memory suffices."""
+    dataset = file[name]
+    num_rows, *sides = dataset.chunks or dataset.shape
+    lengths = [-(-length // side) * side for length, side in zip(dataset.shape[1:], sides, strict=True)]
+    size = num_rows * math.prod(lengths) * dataset.dtype.itemsize
+    if dataset.chunks is None or num_rows == 1 or size > _LARGEST_CACHE:
+        return dataset
+    del dataset  # an open data set keeps its cache
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(_NUM_SLOTS, max(size, _SMALLEST_CACHE), 0.75)  # w0 = 0.75 is HDF5's default
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
 
 
 Array = np.ndarray | ChunkedArray

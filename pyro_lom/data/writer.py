@@ -220,7 +220,11 @@ class SceneWriter(AbstractContextManager):
             raise UserError(f"another process is writing {self.path}: wait for it or name another file") from None
         journal = self.folder / "journal.json"
         if not os.path.lexists(journal):
-            self._write(self._journal)
+            try:
+                self._write(self._journal)
+            except UserError:
+                self._remove()
+                raise
             return
         try:
             begun = msgspec.json.decode(read_own(journal, _LARGEST_JOURNAL), type=Journal)

@@ -148,6 +148,8 @@ def verify(folder: Path) -> Progress:
 def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise UserError(f"the checkpoint {folder} cannot be read: {error.strerror}; ask its owner") from error
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -12,11 +12,13 @@ import torch
 from msgspec import Meta
 from torch import distributed
 
+_PATIENCE = 10  # seconds that git may take, which can wait for a disk of the network
+
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `environment.json`."""
 
-    commit: str | None  # None without git
+    commit: str | None  # None without git, or if it hangs
     job: str | None = None  # `job_name`
     python: str
     platform: str
@@ -37,8 +39,9 @@ def environment() -> Environment:
     # Without its option, git locks and writes the index of the repository.
     root, git = Path(__file__).parent.parent, ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # git is not installed
+        found = subprocess.run(git, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE)
+        commit = found.stdout.decode(errors="backslashreplace").strip()  # a tag may not be UTF-8
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or hangs
         commit = ""
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
     return Environment(

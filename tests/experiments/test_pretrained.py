@@ -125,6 +125,13 @@ def test_an_existing_folder_is_not_packed_into(finished, refusal, tmp_path):
     assert "in a folder that exists" in refusal(weights_main, "pack", finished, "none/small")
 
 
+def test_a_run_without_held_out_scenes_is_not_packed(packed, refusal):
+    with h5py.File(packed / "scenes.h5", "r+") as file:
+        file.attrs["split_test"] = [5, 5]
+    line = f"the data of {packed} have no scenes in a split test, and a packed run consists of such"
+    assert refusal(weights_main, "pack", packed, "smaller") == line
+
+
 def test_scenes_of_a_packed_run_may_be_damaged(packed, refusal):
     (packed / "scenes.h5").write_bytes(b"no scenes")
     assert "scenes.h5" in refusal(sample_main, packed)

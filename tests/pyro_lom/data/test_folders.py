@@ -156,7 +156,7 @@ def test_links_and_deep_folders_are_not_followed(tmp_path):
     (tmp_path / "in" / "away").symlink_to(tmp_path / "out")
     pictures = find_pictures(tmp_path / "in")
     assert [path.name for path in pictures.images] == ["a.png"]
-    assert pictures.found == "1 *.png as images; left out: 2 links to folders"
+    assert pictures.found == "1 *.png as images; left out: 1 folders deeper than 16 levels, 2 links to folders"
 
 
 def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -36,6 +36,18 @@ def on_disk(request, tmp_path, images, monkeypatch):
     return read_scenes(tmp_path / "scenes.h5")
 
 
+@pytest.mark.parametrize("largest", [5, 1 << 20])
+def test_a_chunk_of_several_scenes_is_kept_if_memory_suffices(tmp_path, images, monkeypatch, largest):
+    monkeypatch.setattr(stored, "IN_MEMORY", 100)
+    monkeypatch.setattr(stored, "_LARGEST_CACHE", largest)
+    with h5py.File(tmp_path / "scenes.h5", "w") as file:
+        file.create_dataset("images", data=images, **LAYOUTS["chunks of 7"])
+    found = read_scenes(tmp_path / "scenes.h5").images
+    np.testing.assert_array_equal([found[row] for row in range(40)], images)
+    num_slots, _, _ = found._dataset.id.get_access_plist().get_chunk_cache()
+    assert (num_slots == 10_007) == (largest > 5)
+
+
 INDICES = [
     3,
     -1,

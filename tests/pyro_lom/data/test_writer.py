@@ -121,6 +121,16 @@ def test_a_full_disk_keeps_what_there_is(path, blocks, monkeypatch):
     assert_holds(path, blocks)
 
 
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        SceneWriter(path, {})
+    assert os.listdir(path.parent) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_nothing_that_exists_is_replaced(path, kind):
     path.parent.mkdir()

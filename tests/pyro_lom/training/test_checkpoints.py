@@ -43,6 +43,19 @@ def refusal(run):
     return line
 
 
+def test_a_checkpoint_of_someone_else_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    run = Run(tmp_path)
+    folder = save(run, 7)
+    monkeypatch.setattr(checkpoints, "open_own", denied)
+    for read in (run.progress, run.load_checkpoint):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value) == f"the checkpoint {folder} cannot be read: Permission denied; ask its owner"
+
+
 # Writing.
 
 

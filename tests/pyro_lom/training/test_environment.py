@@ -3,8 +3,10 @@
 import os
 
 import msgspec
+import pytest
 import torch
 
+from pyro_lom.training import environment as module
 from pyro_lom.training.environment import Environment, environment, job_name
 
 
@@ -21,13 +23,34 @@ def test_without_git_there_is_no_commit(monkeypatch):
     assert environment().commit is None
 
 
-def test_git_takes_no_lock(monkeypatch, tmp_path):
+@pytest.fixture
+def as_git(monkeypatch, tmp_path):
+    """`as_git(line)` makes a line of the shell the command git."""
+
+    def make(line):
+        git = tmp_path / "git"
+        git.write_text(f"#!/bin/sh\n{line}\n")
+        git.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    return make
+
+
+def test_git_takes_no_lock(as_git):
     """Another git process of the user, at the same moment, would fail."""
-    git = tmp_path / "git"
-    git.write_text('#!/bin/sh\necho "$@"\n')
-    git.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    as_git('echo "$@"')
     assert environment().commit == "--no-optional-locks describe --always --dirty"
+
+
+def test_git_is_not_waited_for(as_git, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    as_git("exec sleep 100")
+    assert environment().commit is None
+
+
+def test_a_tag_that_is_not_utf_8_is_escaped(as_git):
+    as_git(r"printf '\351t\351'")
+    assert environment().commit == r"\xe9t\xe9"
 
 
 def test_a_job_is_named_by_its_id_and_what_starts_it(monkeypatch):
