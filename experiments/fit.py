@@ -163,7 +163,7 @@ def fit(
         orderless: a run whose orderless pair is taken over. A phase that would train it alone is left out. With
             `resume`, it must be the run from which the resumed run took it over.
         adapted: those of `experiments/adapt.py: ADAPTED` whose values a look at the images replaces. The command
-            `fit.py lom-genesis-v2-own` passes all that are not given.
+            `fit.py lom-genesis-v2-own` passes all that are not given. No effect with `resume`.
         scene_prior: returns p(s), a Pyro distribution of batch shape () and event shape (Ds,).
         slot_prior: maps h_1:K to p(z_k | h_k), a distribution of event shape (Dz,).
         scene_posterior: maps the features of g (B, 1, Ds) to q(s), a distribution of event shape (Ds,).
@@ -207,7 +207,7 @@ def fit(
         origin = Origin(scenes=f"of the shape {tuple(shape)}")
     scenes = read_data(config.data, scenes)
     train, reasons = scenes.split("train"), []
-    if adapted:
+    if adapted and resume is None:
         config, reasons = adapt(config, train.images, adapted)
         check(config, accumulate=accumulate, cuda_graph=cuda_graph)
     torch.manual_seed(config.seed)

@@ -34,7 +34,7 @@ def test_slots_that_bind(scenes):
     signs = binding(log_masks(true), log_masks(permuted(true)), images)
     assert signs.complaint() is None
     assert signs.stability == pytest.approx(1)
-    assert signs.explained > 0.99 < signs.explainable
+    assert signs.explained > 0.99 and signs.explainable > 0.98
     largest = torch.stack([scene.flatten().bincount().max() for scene in true]).float() / true[0].numel()
     assert signs.largest == pytest.approx(largest.mean().item())
     assert signs.sameness == pytest.approx(binding(log_masks(permuted(true)), log_masks(true), images).sameness)
@@ -61,23 +61,21 @@ def test_chance_cuts_the_scene(scenes):
     first, second = torch.randint(NUM_SLOTS, (2, *true.shape))  # no two pixels belong together
     signs = binding(log_masks(first), log_masks(second), images)
     assert signs.stability == pytest.approx(0, abs=0.01)
-    assert re.match(
-        r"slots seem to ignore objects: (smooth colours in their segments explain \d\d?% of", signs.complaint()
-    )
+    assert signs.complaint().startswith("slots seem to ignore objects: smooth colours in their segments explain 2% of")
 
 
 def test_the_worst_complaint_comes_first():
-    signs = Binding(largest=0.99, stability=0.1, sameness=0.95, explained=0.4, explainable=0.9)
+    signs = Binding(largest=0.99, stability=0.1, sameness=0.95, explained=0.3, explainable=0.9)
     for change, word in (
         ({}, "everything"),
         ({"largest": 0.5}, "alike"),
-        ({"sameness": 0.1}, "explain 40% of the variance, and 90% in segments of regions"),
-        ({"explained": 0.6}, "differently each time (ARI 0.10)"),
+        ({"sameness": 0.1}, "explain 30% of the variance, and 90% in segments of regions"),
+        ({"explained": 0.4}, "differently each time (ARI 0.10)"),
     ):
         signs = signs._replace(**change)
         assert word in signs.complaint()
-    assert signs._replace(explained=0.7).complaint() is None  # only the background differs each time
-    assert "and 50% in" in signs._replace(explained=0.5, explainable=0.5).complaint()
+    assert signs._replace(explained=0.5).complaint() is None  # only the background differs each time
+    assert "and 30% in" in signs._replace(explained=0.3, explainable=0.3).complaint()
 
 
 def test_quadratic_colours_are_explained():
@@ -85,9 +83,12 @@ def test_quadratic_colours_are_explained():
     segments = (torch.arange(24) >= 9).long().expand(1, 16, 24)
     smooth = torch.where(segments == 0, 0.2 + 0.3 * row * column + 0.1 * row**2, 0.9 - 0.4 * column**2)
     noise = 0.1 * torch.randn(1, 3, 16, 24)
-    images = smooth.expand(1, 3, 16, 24)
+    images, whole = smooth.expand(1, 3, 16, 24), torch.zeros_like(segments)
     assert smooth_error(images, segments).sqrt() < 1e-3
     assert smooth_error(images + noise, segments).item() == pytest.approx(noise.square().mean().item(), rel=0.05)
     assert explained_variance(images, segments) == pytest.approx(1, abs=1e-4)
-    assert explained_variance(noise, segments) == pytest.approx(0, abs=0.06)
+    assert explained_variance(images, whole) == 0
+    half = 1 - smooth_error(images + noise, segments) / smooth_error(images + noise, whole)
+    assert explained_variance(images + noise, segments) == pytest.approx(half.item())
+    assert explained_variance(noise, segments) < 0.06
     assert explained_variance(torch.full((2, 3, 16, 24), 0.3), torch.zeros(2, 16, 24).long()) > 0.999
