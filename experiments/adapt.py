@@ -81,7 +81,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     steps = int(min(max(17_000 / size, 6_000), 17_000)) // 1000 * 1000
     propose("train.steps", steps, "about 20 minutes on two cores, with 6,000 to 17,000 steps")
     relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
-    lines.append(f"a target that is not reached at step {relax_at} of a pair becomes the error of that moment")
+    lines.append(f"a target that is not reached at step {relax_at} of a pair becomes 5 % more than the error of then")
     return _with(config, ["model", "geco", "relax_at"], relax_at), lines
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pyro_lom.elbo import Terms, TraceScene_ELBO, per_scene
 from pyro_lom.errors import UserError
 
+_SLACK = 1.05**2  # the square of the ratio of a relaxed target to the error, as RMSE
+
 
 class Target(NamedTuple):
     """The reconstruction error to reach. The RMSE is exact for Eq. 3, and for a mixture with one slot per pixel."""
@@ -142,7 +144,8 @@ class Geco(FreeNatsELBO):
             [-1, 1], so that a step size suits every image size (departure for short trainings).
         initial, bounds: first value and limits of the multiplier's parameter.
         warm_start: number of first updates that neither change the multiplier nor count in the average of the error.
-        relax_at: number of updates after which an average error above the target becomes the target; None keeps it.
+        relax_at: number of updates after which a target below the average error is replaced by one whose RMSE is 5 %
+            above that error's; None keeps it.
         ema_decay: decay of the moving average of the error.
         analytic_kl, num_kl_samples: as in `TraceScene_ELBO`.
     """
@@ -190,7 +193,9 @@ class Geco(FreeNatsELBO):
         decay = torch.where(self.num_updates <= self.warm_start, 0.0, self.ema_decay)
         self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
         if self.relax_at is not None:
-            self.goal.copy_(torch.where(self.num_updates == self.relax_at, self.goal.max(self.error_ema), self.goal))
+            reachable = self.target.floor + _SLACK * (self.error_ema - self.target.floor)
+            relax = (self.num_updates == self.relax_at) & (self.error_ema > self.goal)
+            self.goal.copy_(torch.where(relax, reachable, self.goal))
         slack = self.goal - self.error_ema  # positive once the constraint is met
         if self.goal_relative:
             slack = (slack / (self.goal - self.target.floor)).clamp(-1, 1)

@@ -135,8 +135,8 @@ class Geco:
     warm_start: Natural = 0
     """Number of first steps without updates of the multiplier. In EMORL's rule the multiplier is then 1."""
     relax_at: Count | None = None
-    """Step of a pair at which a target that it has not reached is replaced by the average error of that moment; None
-    keeps the target (departure)."""
+    """Step of a pair at which a target that it has not reached is replaced by 5 % more than the average error of that
+    moment, as RMSE; None keeps the target (departure)."""
     goal_relative: bool = False
     """Divide the constraint by the target's distance from a perfect reconstruction and clamp it to [-1, 1]
     (departure for short trainings)."""
