@@ -11,7 +11,9 @@ from experiments.systems import published
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
+    GENESIS_V2_OBJECTS_ROOM_SMALL,
     GENESIS_V2_SHAPESTACKS,
+    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
     GENESIS_V2_TOWERS,
     GenesisV2,
     GenesisV2Networks,
@@ -68,14 +70,18 @@ def _mixture(base: Config[GenesisV2], *, geco: Geco, image_scale: float = 0.7) -
 _PUBLISHED = Geco(target=0.5655 - 0.5 * math.log(2 * math.pi), step_size=1e-5, analytic_kl=False)
 """0.5655 nats per pixel and channel with (1/2) log 2 pi, which the target does not contain."""
 
-_TOWERS = replace(GENESIS_V2_TOWERS, train=replace(GENESIS_V2_TOWERS.train, steps=4000))
-"""The networks, GECO and training of the demo's orderless model, with fewer steps."""
+_SMALL = (
+    replace(GENESIS_V2_TOWERS, train=replace(GENESIS_V2_TOWERS.train, steps=4000)),
+    GENESIS_V2_OBJECTS_ROOM_SMALL,
+    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+)
+"""The networks, GECO and training of the small LOMs' orderless models; on towers with fewer steps."""
 
 SYSTEMS = (GenesisV2Autoregressive,)
 PRESETS = (
-    _mixture(_TOWERS, geco=replace(_TOWERS.model.geco, analytic_kl=False)),
+    *(_mixture(base, geco=replace(base.model.geco, analytic_kl=False)) for base in _SMALL),
     _mixture(GENESIS_V2_OBJECTS_ROOM, geco=_PUBLISHED),
     _mixture(GENESIS_V2_SHAPESTACKS, geco=_PUBLISHED),
     _mixture(GENESIS_V2_CLEVR6, geco=replace(_PUBLISHED, target=-2.265), image_scale=0.1),  # A.4.3
-    *map(_gaussian, (_TOWERS, GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)),
+    *map(_gaussian, (*_SMALL, GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)),
 )

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from experiments.config import Config, Depth, Size, Train
 from experiments.systems import published
 from experiments.systems.emorl import EmorlInference
-from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS, GenesisV2Inference
-from experiments.systems.lom import DEMO
+from experiments.systems.genesis_v2 import (
+    GENESIS_V2_OBJECTS_ROOM_SMALL,
+    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    GENESIS_V2_TOWERS,
+    GenesisV2Inference,
+)
+from experiments.systems.lom import DEMO, RENDERED_SMALL, Lom
 from experiments.systems.options import SHAPESTACKS, Geco, ImageShape, PairedOptions, Schedule, SlotOptions, part
 from guides.sri import SriGuide
 from models.sri import Sri as SriModel
@@ -84,17 +89,26 @@ class Sri(PairedOptions):
 SRI_SHAPESTACKS = Config(preset="sri-shapestacks", model=Sri(num_slots=9), data=SHAPESTACKS)
 """SRI on ShapeStacks as published, over GENESIS-v2."""
 
-SRI_TOWERS = replace(
-    GENESIS_V2_TOWERS,
-    preset="sri-towers",
-    model=Sri(
-        **vars(part(GENESIS_V2_TOWERS.model, SlotOptions)),
-        orderless=part(GENESIS_V2_TOWERS.model, GenesisV2Inference),
-        scene_dim=DEMO.model.scene_dim,
-        schedule=Schedule(orderless_first=DEMO.model.schedule.orderless_first, ordered_batch_size=24),
-    ),
-)
+
+def _over(base: Config, lom: Config[Lom], **schedule: int) -> Config[Sri]:
+    """Return SRI over the orderless model of a preset, with the scene latent and the schedule of a LOM."""
+    model = Sri(
+        **vars(part(base.model, SlotOptions)),
+        orderless=part(base.model, GenesisV2Inference),
+        scene_dim=lom.model.scene_dim,
+        schedule=replace(part(lom.model.schedule, Schedule), **schedule),
+    )
+    return replace(base, preset=base.preset.replace("genesis-v2", "sri"), model=model, train=lom.train)
+
+
+SRI_TOWERS = _over(GENESIS_V2_TOWERS, DEMO, ordered_batch_size=24)
 """A small SRI with the orderless model, the likelihood and the schedule of the demo."""
 
+_SMALL = (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)
+
 SYSTEMS = (Sri,)
-PRESETS = (SRI_TOWERS, SRI_SHAPESTACKS)
+PRESETS = (
+    SRI_TOWERS,
+    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(_SMALL, RENDERED_SMALL, strict=True)),
+    SRI_SHAPESTACKS,
+)
