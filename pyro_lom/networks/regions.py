@@ -10,6 +10,7 @@ EDGE = 0.05
 _ROUNDS = 6
 
 
+@torch.compiler.disable  # its recursion would be unrolled into thousands of operations
 def average_over_regions(
     values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B F H W"]:
