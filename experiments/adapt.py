@@ -20,7 +20,7 @@ _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SMALLEST = 0.005  # share of an image, below which a segment does not count
 _FLAT = 0.03  # RMSE of smooth colours in segments, below which objects have flat colours
 _K = (4, 10)  # least and largest number of slots
-_RELAX_AT = 0.4  # share of the orderless pair's steps
+_RELAX_AT = 0.7  # share of the orderless pair's steps
 
 
 class Look(NamedTuple):

@@ -189,7 +189,7 @@ OWN = replace(
     model=replace(
         _BASE.model,
         orderless=replace(_BASE.model.orderless, encoder="regions"),
-        geco=replace(_BASE.model.geco, target_rmse=0.05, relax_at=3000),
+        geco=replace(_BASE.model.geco, target_rmse=0.05, relax_at=5600),
     ),
     data=Data(path="my_images", image_size=64),
     train=replace(_BASE.train, preview_every=1000),
