@@ -88,7 +88,7 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
     assert f"--model.slot-dim {config['model']['slot_dim']}: " in err
     assert f"--model.geco.target-rmse {config['model']['geco']['target_rmse']}: " in err
     assert "--model.num-slots" not in err and "--train.steps" not in err
-    assert "by step 2 the orderless pair did not reach its target, which is now an RMSE of 0." in err
+    assert "by step 4 the orderless pair did not reach its target, which is now an RMSE of 0." in err
     assert err.count("the orderless pair did not reach") == 1
     assert (
         err in Path(f"runs/{RUN}/log.txt").read_text()
