@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,10 +26,13 @@ class GenesisV2Guide(Guide):
     Args:
         encoder: maps images to embeddings and features of pixels, and pools features (`PixelEncoder`).
         readout: maps pooled features to the loc and the raw scale of a slot (`SlotReadout`).
+        fixed_clusters: number of first training steps in which masks have no gradient, so that the decoder learns from
+            the initial clusters (departure).
     """
 
-    def __init__(self, model: GenesisV2, *, encoder: nn.Module, readout: nn.Module):
+    def __init__(self, model: GenesisV2, *, encoder: nn.Module, readout: nn.Module, fixed_clusters: int = 0):
         super().__init__()
+        self.fixed_clusters = fixed_clusters
         self.borrow("model", model)
         self.encoder = encoder
         self.readout = readout
@@ -49,6 +53,8 @@ class GenesisV2Guide(Guide):
 
         embedding, features = self.encoder(images)
         log_masks = self.colouring(embedding, seed_scores)
+        if self.fixed_clusters > 0:
+            log_masks = torch.where(self.step < self.fixed_clusters, log_masks.detach(), log_masks)
         masks = log_masks.exp().flatten(-3)  # (*batch, K, N)
         weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
         loc, raw_scale = self.readout(self.encoder.pool(features, weights)).chunk(2, dim=-1)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from experiments.config import Config, Count, NotNegative, Train, Width
+from experiments.config import Config, Count, Natural, NotNegative, Train, Width
 from experiments.systems import published
 from experiments.systems.options import (
     CLEVR6,
@@ -69,6 +69,8 @@ class GenesisV2Inference(GenesisV2Networks):
 
     kind: ClassVar[str] = "genesis-v2"
 
+    fixed_clusters: Natural = 0
+    """First steps in which the clusters do not learn, and the decoder learns from the initial ones (departure)."""
     free_nats_per_dim: NotNegative = 0.0
     """Floor of the KL of all slots of a scene, in nats per dimension of a slot; 0 as published."""
 
@@ -80,7 +82,8 @@ class GenesisV2Inference(GenesisV2Networks):
             slot_dim=slots.slot_dim,
             likelihood=slots.make_likelihood(),
         )
-        guide = GenesisV2Guide(model, **self.make_networks(slots.slot_dim, image_shape))
+        networks = self.make_networks(slots.slot_dim, image_shape)
+        guide = GenesisV2Guide(model, **networks, fixed_clusters=self.fixed_clusters)
         free_nats = {"o": FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)}
         return Pair(model, guide, slots.criterion(image_shape, free_nats))
 

@@ -188,7 +188,7 @@ OWN = replace(
     preset="lom-genesis-v2-own",
     model=replace(
         _BASE.model,
-        orderless=replace(_BASE.model.orderless, encoder="regions"),
+        orderless=replace(_BASE.model.orderless, encoder="regions", fixed_clusters=2000),
         geco=replace(_BASE.model.geco, target_rmse=0.05, relax_at=5600),
     ),
     data=Data(path="my_images", image_size=64),
