@@ -45,7 +45,10 @@ GOLDEN = {
 }
 
 
-CASES = [*product(SYSTEMS, NETWORKS), *product([name for name in SYSTEMS if "genesis-v2" in name], SHADED)]
+CASES = [
+    *product(SYSTEMS, NETWORKS),
+    *product([name for name in SYSTEMS if "genesis-v2" in name or "emorl" in name], SHADED),
+]
 
 
 def losses_of_five_steps(system, networks):

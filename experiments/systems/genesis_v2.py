@@ -23,11 +23,19 @@ from pyro_lom.geco import FreeNats
 from pyro_lom.networks.pixel_encoders import (
     CompactPixelEncoder,
     GlimpseEncoder,
-    MomentsReadout,
     PixelEncoder,
     SlotReadout,
 )
 from pyro_lom.system import Pair, System
+
+
+def small_encoder(
+    kind: Literal["compact", "glimpse"], image_shape: ImageShape, **sizes: int | None
+) -> CompactPixelEncoder:
+    """Build one of the small encoders; raises UserError if it does not take images of this shape."""
+    if kind == "glimpse" and image_shape[0] == 1:
+        raise UserError("the encoder glimpse requires colour images, and these are grey: choose the encoder compact")
+    return {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder}[kind](image_shape, **sizes)
 
 
 @dataclass(frozen=True)
@@ -48,18 +56,8 @@ class GenesisV2Networks:
         if self.encoder == "published":
             encoder = PixelEncoder(image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden or 128)
             return {"encoder": encoder, "readout": SlotReadout(slot_dim, width=self.encoder_width)}
-        sizes = dict(width=self.encoder_width, bottleneck=self.encoder_hidden)
-        if self.encoder == "compact":
-            encoder, more = CompactPixelEncoder(image_shape, **sizes), {}
-        elif image_shape[0] == 1:
-            raise UserError(
-                "the encoder glimpse requires colour images, and these are grey: choose the encoder compact"
-            )
-        else:
-            encoder = GlimpseEncoder(image_shape, **sizes)
-            more = dict(num_glimpsed=encoder.num_glimpsed, hidden=128)
-        readout = MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED, **more)
-        return {"encoder": encoder, "readout": readout}
+        encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden)
+        return {"encoder": encoder, "readout": encoder.make_readout(slot_dim)}
 
 
 @dataclass(frozen=True)

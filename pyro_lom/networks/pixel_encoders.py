@@ -33,6 +33,13 @@ def _without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast("cuda" if tensor.is_cuda else "cpu", enabled=False)
 
 
+def hue_and_brightness(colours: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "*shape_and_one_more"]:
+    """Return the deviations of the channels, at `dim`, from their mean, relative to it; and the mean."""
+    brightness = colours.mean(dim, keepdim=True)
+    hue = (colours - brightness) / (brightness.clamp_min(0) + 0.05)  # black has no hue
+    return torch.cat([hue, brightness], dim=dim)
+
+
 class PixelEncoder(nn.Module):
     """GENESIS-v2's encoder: a UNet, a semi-convolution for the embedding, and a convolution for the features.
 
@@ -89,6 +96,7 @@ class CompactPixelEncoder(nn.Module):
     ):
         super().__init__()
         channels, height, size = image_shape
+        self.num_channels = channels
         self.unet = UNet(
             size,
             in_channels=channels + 2,
@@ -126,6 +134,10 @@ class CompactPixelEncoder(nn.Module):
 
     pool = staticmethod(pool)
 
+    def make_readout(self, slot_dim: int) -> "MomentsReadout":
+        """Build a map from features that are pooled here to slots."""
+        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED)
+
 
 class GlimpseEncoder(CompactPixelEncoder):
     """Encoder for shaded objects of any shape (departure): `CompactPixelEncoder` with three changes.
@@ -149,9 +161,7 @@ class GlimpseEncoder(CompactPixelEncoder):
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
-        brightness = images.mean(1, keepdim=True)
-        hue = (images - brightness) / (brightness + 0.05)  # black has no hue
-        return self.colour_map[:, None, None] * torch.cat([hue, brightness], dim=1)
+        return self.colour_map[:, None, None] * hue_and_brightness(images, dim=1)
 
     def pool(
         self, features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]
@@ -162,6 +172,11 @@ class GlimpseEncoder(CompactPixelEncoder):
             weights = squares / squares.sum(-1, keepdim=True).clamp_min(1e-12)  # a faint mask is as strong as any other
             glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
             return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
+
+    def make_readout(self, slot_dim: int) -> "MomentsReadout":
+        """Build a map from features and glimpses that are pooled here to slots."""
+        sizes = dict(num_learned=self.NUM_LEARNED, num_glimpsed=self.num_glimpsed, hidden=128)
+        return MomentsReadout(slot_dim, num_channels=self.num_channels, **sizes)
 
     def _glimpses(
         self, images: Float[Tensor, "B C H W"], weights: Float[Tensor, "*batch K N"]

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from tiny import NETWORKS, NUM_SLOTS, SLOT_DIM, tiny_config, tiny_images, tiny_objective, tiny_pair
+from tiny import NETWORKS, NUM_SLOTS, SHADED, SLOT_DIM, tiny_config, tiny_images, tiny_objective, tiny_pair
 from torch.distributions import kl_divergence
 from torch.utils._pytree import tree_map
 
@@ -24,7 +24,7 @@ IMAGES = tiny_images(B)
 close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=NETWORKS | SHADED)
 def pair(request):
     """Away from its start, at which nothing depends on anything much."""
     pair = tiny_pair("emorl", request.param)

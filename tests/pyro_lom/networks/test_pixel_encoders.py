@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny import NETWORKS, SLOT_DIM, tiny_pair
 
-from experiments.systems.genesis_v2 import GenesisV2Networks
+from experiments.config import Train
+from experiments.systems.emorl import Emorl
+from experiments.systems.genesis_v2 import GenesisV2
 from pyro_lom.errors import UserError
 from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
@@ -190,6 +192,7 @@ def test_glimpses_have_full_precision_under_autocast():
         torch.testing.assert_close(encoder.pool(features, weights), expected)
 
 
-def test_the_glimpse_encoder_refuses_grey_images():
+@pytest.mark.parametrize("kind", [GenesisV2, Emorl])
+def test_the_glimpse_encoder_refuses_grey_images(kind):
     with pytest.raises(UserError, match="requires colour images"):
-        GenesisV2Networks(encoder="glimpse", encoder_width=8).make_networks(4, (1, 32, 32))
+        kind(encoder="glimpse", encoder_width=8).build((1, 32, 32), Train())

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.compact_slot_attention import CompactSlotAttention
+from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention, HueQuery
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.networks.pixel_encoders import CompactPixelEncoder
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, GlimpseEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 
 B, K, DZ, WIDTH = 2, 4, 8, 8
@@ -27,13 +27,25 @@ def stirred(module):
     return module
 
 
-@pytest.fixture(params=["published", "compact"])
+SMALL = {"compact": (CompactPixelEncoder, ColourQuery), "glimpse": (GlimpseEncoder, HueQuery)}
+
+
+def small_networks(kind, image_shape, slot_dim=DZ):
+    """An encoder, and the layer that reads its features."""
+    make_encoder, make_query = SMALL[kind]
+    encoder, query = make_encoder(image_shape, width=WIDTH), make_query(slot_dim, num_channels=image_shape[0])
+    readout = encoder.make_readout(slot_dim)
+    return encoder, CompactSlotAttention(slot_dim, query=query, readout=readout, pool=encoder.pool)
+
+
+@pytest.fixture(params=["published", *SMALL])
 def attention(request):
     """A layer, and features of pixels that it reads."""
     images = torch.rand(B, 3, 16, 16)
     if request.param == "published":
         return stirred(StochasticSlotAttention(DZ, width=WIDTH)), stirred(RampEncoder(3, width=WIDTH))(images)
-    return CompactSlotAttention(DZ, num_channels=3), CompactPixelEncoder((3, 16, 16), width=WIDTH)(images)
+    encoder, layer = small_networks(request.param, images.shape[1:])
+    return layer, encoder(images)
 
 
 class TestPublishedSizes:
@@ -106,11 +118,12 @@ class TestAttention:
         torch.testing.assert_close(same_loc, loc)
         assert (other_variance != raw_variance).any(-1).all()
 
-    def test_the_compact_layer_starts_by_finding_pixels_of_a_slots_colour(self):
+    @pytest.mark.parametrize("kind", SMALL)
+    def test_a_small_layer_starts_by_finding_pixels_of_a_slots_colour(self, kind):
         """Slots that start as place and colour, as `MomentsReadout` does, take the pixels of that colour."""
         images = torch.zeros(1, 3, 16, 16)
         images[:, 0, :8], images[:, 1, 8:] = 1.0, 1.0  # red above green
-        encoder, layer = CompactPixelEncoder((3, 16, 16), width=WIDTH), CompactSlotAttention(DZ, num_channels=3)
+        encoder, layer = small_networks(kind, (3, 16, 16))
         slots = torch.zeros(1, 2, DZ)
         slots[0, :, 2:5] = torch.tensor([[0.5, -0.5, -0.5], [-0.5, 0.5, -0.5]])
         slots[0, :, 0] = PLACE_SCALE * torch.tensor([-0.5, 0.5])
@@ -121,12 +134,32 @@ class TestAttention:
         torch.testing.assert_close(log_masks[0].exp(), torch.stack([expected, 1 - expected]), atol=0.01, rtol=0)
 
     @pytest.mark.parametrize("slot_dim", [2, 3, 16])
-    @pytest.mark.parametrize("num_channels", [1, 3])
-    def test_the_compact_layer_takes_slots_of_any_size(self, slot_dim, num_channels):
-        layer = CompactSlotAttention(slot_dim, num_channels=num_channels)
-        pixels = CompactPixelEncoder((num_channels, 16, 16), width=WIDTH)(torch.rand(B, num_channels, 16, 16))
+    @pytest.mark.parametrize(("kind", "num_channels"), [("compact", 1), ("compact", 3), ("glimpse", 3)])
+    def test_a_small_layer_takes_slots_of_any_size(self, kind, slot_dim, num_channels):
+        encoder, layer = small_networks(kind, (num_channels, 16, 16), slot_dim)
+        pixels = encoder(torch.rand(B, num_channels, 16, 16))
         raw = layer.initial.expand(B, K, -1)
         assert torch.isfinite(layer(torch.randn(B, K, slot_dim), raw, pixels).raw).all()
+
+    def test_the_query_of_a_hue_starts_as_the_embedding_of_a_pixel_of_the_slots_colour_and_place(self):
+        """The slot also matches darker pixels of its colour, because these have nearly the same embedding."""
+        encoder, colours, places = GlimpseEncoder((3, 16, 16), width=WIDTH), torch.rand(B, K, 3), torch.randn(B, K, 2)
+        slots = torch.cat([PLACE_SCALE * places, colours - 0.5, torch.randn(B, K, DZ - 5)], dim=-1)
+        seen = encoder.colours(colours.mT.unsqueeze(-1)).squeeze(-1).mT
+        expected = torch.cat([seen, 0.15 * places, torch.zeros(B, K, 2)], dim=-1)
+        torch.testing.assert_close(HueQuery(DZ, num_channels=3)(slots), expected)
+
+    def test_colours_below_black_have_finite_queries(self):
+        slots = torch.full((1, 1, DZ), -0.55)
+        assert HueQuery(DZ, num_channels=3)(slots).abs().max() < 1
+
+    def test_pixels_are_pooled_by_the_encoder_whose_weights_the_layer_does_not_own(self):
+        encoder, layer = small_networks("glimpse", (3, 16, 16))
+        assert not set(encoder.parameters()) & set(layer.parameters())
+        assert not any(name.startswith("pool") for name in layer.state_dict())
+        raw = layer(torch.randn(1, K, DZ), layer.initial.expand(1, K, -1), encoder(torch.rand(1, 3, 16, 16))).raw
+        raw.sum().backward()
+        assert layer.readout.layers[0].weight.grad[:, -encoder.num_glimpsed :].any()
 
 
 class TestRefinement:
