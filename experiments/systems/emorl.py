@@ -18,7 +18,7 @@ from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Decod
 from guides.emorl import EfficientMorlGuide
 from models.emorl import EfficientMorl
 from pyro_lom.geco import FreeNats
-from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention, HueQuery
+from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 from pyro_lom.system import Pair, System
 
@@ -68,10 +68,14 @@ class EmorlInference:
             encoder = RampEncoder(image_shape[0], width=self.encoder_width)
             return encoder, StochasticSlotAttention(slot_dim, width=self.encoder_width)
         encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width)
-        kind = {"compact": ColourQuery, "glimpse": HueQuery}[self.encoder]
-        query = kind(slot_dim, num_channels=image_shape[0])
-        readout = encoder.make_readout(slot_dim)
-        return encoder, CompactSlotAttention(slot_dim, query=query, readout=readout, pool=encoder.pool)
+        shaded = self.encoder == "glimpse"
+        return encoder, CompactSlotAttention(
+            slot_dim,
+            query=encoder.query if shaded else ColourQuery(slot_dim, num_channels=image_shape[0]),
+            readout=encoder.make_readout(slot_dim, keeps_given=shaded),
+            pool=encoder.pool,
+            log_bandwidth=-3.0 if shaded else -1.5,
+        )
 
 
 @dataclass(frozen=True)

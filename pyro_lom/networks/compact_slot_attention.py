@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.distributions import at_least_float32
 from pyro_lom.networks.decoders import PLACE_SCALE
-from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, MomentsReadout, PixelFeatures, hue_and_brightness
+from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, MomentsReadout, PixelFeatures
 from pyro_lom.networks.slot_attention import Attended
 
 
@@ -23,18 +22,27 @@ class CompactSlotAttention(nn.Module):
     k-means step.
 
     Args:
-        query: maps slots to embeddings (`ColourQuery` or `HueQuery`).
+        query: maps slots to embeddings (`ColourQuery`, or `query` of `GlimpseEncoder`).
         readout: maps pooled features to raw parameters.
         pool: pools features with weights (`pool` of the encoder).
+        log_bandwidth: initial logarithm of the bandwidth, which is a squared distance of embeddings.
     """
 
-    def __init__(self, slot_dim: int, *, query: nn.Module, readout: MomentsReadout, pool: Callable[..., Tensor]):
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        query: Callable[..., Tensor],
+        readout: MomentsReadout,
+        pool: Callable[..., Tensor],
+        log_bandwidth: float,
+    ):
         super().__init__()
         scale = torch.full((slot_dim,), -2.4)
         scale[:2] = 2.0
         self.initial = nn.Parameter(torch.cat([torch.zeros(slot_dim), scale]))
         self.query = query
-        self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
+        self.log_bandwidth = nn.Parameter(torch.tensor(log_bandwidth))
         self.readout = readout
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
         self.pool = pool
@@ -63,23 +71,3 @@ class ColourQuery(nn.Linear):
             given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
             self.weight.zero_()[: given.shape[0], : given.shape[1]] = given
             self.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
-
-
-class HueQuery(nn.Linear):
-    """Map from slots, and from the hue and brightness of their colour, to queries.
-
-    It starts as the map from place and colour to `GlimpseEncoder`'s embedding.
-    """
-
-    def __init__(self, slot_dim: int, *, num_channels: int):
-        super().__init__(slot_dim + num_channels + 1, EMBEDDING_DIM)
-        self.num_channels = num_channels
-        place = 0.15 * torch.eye(2)[:, :slot_dim] / PLACE_SCALE
-        with torch.no_grad():
-            self.bias.zero_()
-            self.weight.zero_()[: num_channels + 1, slot_dim:] = torch.tensor([0.8] * num_channels + [0.5]).diag()
-            self.weight[num_channels + 1 :][:2, : place.shape[1]] = place
-
-    def forward(self, slots: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K E"]:
-        colours = 0.5 + F.pad(slots, (0, self.num_channels))[..., 2 : 2 + self.num_channels]  # small slots have none
-        return super().forward(torch.cat([slots, hue_and_brightness(colours, dim=-1)], dim=-1))

@@ -134,9 +134,9 @@ class CompactPixelEncoder(nn.Module):
 
     pool = staticmethod(pool)
 
-    def make_readout(self, slot_dim: int) -> "MomentsReadout":
+    def make_readout(self, slot_dim: int, **options: int) -> "MomentsReadout":
         """Build a map from features that are pooled here to slots."""
-        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED)
+        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED, **options)
 
 
 class GlimpseEncoder(CompactPixelEncoder):
@@ -163,6 +163,16 @@ class GlimpseEncoder(CompactPixelEncoder):
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
         return self.colour_map[:, None, None] * hue_and_brightness(images, dim=1)
 
+    def query(self, slots: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K E"]:
+        """Return the embedding, without its second part, of a pixel with the place and colour of a slot.
+
+        They are the first numbers of a slot, as in `MomentsReadout`'s initial slots. They are 0 if a slot is shorter.
+        """
+        places, colours, _ = F.pad(slots, (0, 2 + self.num_channels)).tensor_split((2, 2 + self.num_channels), dim=-1)
+        colours = self.colour_map * hue_and_brightness(colours + 0.5, dim=-1)
+        given = torch.cat([colours, self.place_weight * places / PLACE_SCALE], dim=-1)
+        return F.pad(given, (0, EMBEDDING_DIM - given.shape[-1]))
+
     def pool(
         self, features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]
     ) -> Float[Tensor, "*batch K F_and_glimpsed"]:
@@ -173,10 +183,9 @@ class GlimpseEncoder(CompactPixelEncoder):
             glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
             return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
 
-    def make_readout(self, slot_dim: int) -> "MomentsReadout":
+    def make_readout(self, slot_dim: int, **options: bool) -> "MomentsReadout":
         """Build a map from features and glimpses that are pooled here to slots."""
-        sizes = dict(num_learned=self.NUM_LEARNED, num_glimpsed=self.num_glimpsed, hidden=128)
-        return MomentsReadout(slot_dim, num_channels=self.num_channels, **sizes)
+        return super().make_readout(slot_dim, num_glimpsed=self.num_glimpsed, hidden=128, **options)
 
     def _glimpses(
         self, images: Float[Tensor, "B C H W"], weights: Float[Tensor, "*batch K N"]
@@ -200,11 +209,22 @@ class MomentsReadout(nn.Module):
 
     The moments are the mean colour, the mean place, the standard deviation of the place, and the slopes of the colour
     along both axes. A slot's loc is the output of a perceptron of all moments, plus the place and the colour in its
-    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers.
+    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers. With `keeps_given`, they
+    remain place and colour: the perceptron only determines the other numbers and the scales.
     """
 
-    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, num_glimpsed: int = 0, hidden: int = 64):
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        num_channels: int,
+        num_learned: int,
+        num_glimpsed: int = 0,
+        hidden: int = 64,
+        keeps_given: bool = False,
+    ):
         super().__init__()
+        self.keeps_given = keeps_given
         self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels, num_glimpsed]
         self.norm = nn.LayerNorm(num_learned)
         sizes = pairwise([sum(self.sizes), hidden, hidden, 2 * slot_dim])
@@ -219,4 +239,6 @@ class MomentsReadout(nn.Module):
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
         read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
         given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        if self.keeps_given:
+            read = F.pad(read[..., given.shape[-1] :], (given.shape[-1], 0))
         return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention, HueQuery
+from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, GlimpseEncoder
@@ -27,15 +27,16 @@ def stirred(module):
     return module
 
 
-SMALL = {"compact": (CompactPixelEncoder, ColourQuery), "glimpse": (GlimpseEncoder, HueQuery)}
+SMALL = {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder}
 
 
 def small_networks(kind, image_shape, slot_dim=DZ):
     """An encoder, and the layer that reads its features."""
-    make_encoder, make_query = SMALL[kind]
-    encoder, query = make_encoder(image_shape, width=WIDTH), make_query(slot_dim, num_channels=image_shape[0])
-    readout = encoder.make_readout(slot_dim)
-    return encoder, CompactSlotAttention(slot_dim, query=query, readout=readout, pool=encoder.pool)
+    encoder = SMALL[kind](image_shape, width=WIDTH)
+    query = encoder.query if kind == "glimpse" else ColourQuery(slot_dim, num_channels=image_shape[0])
+    readout = encoder.make_readout(slot_dim, keeps_given=kind == "glimpse")
+    layer = CompactSlotAttention(slot_dim, query=query, readout=readout, pool=encoder.pool, log_bandwidth=-1.5)
+    return encoder, layer
 
 
 @pytest.fixture(params=["published", *SMALL])
@@ -141,22 +142,10 @@ class TestAttention:
         raw = layer.initial.expand(B, K, -1)
         assert torch.isfinite(layer(torch.randn(B, K, slot_dim), raw, pixels).raw).all()
 
-    def test_the_query_of_a_hue_starts_as_the_embedding_of_a_pixel_of_the_slots_colour_and_place(self):
-        """The slot also matches darker pixels of its colour, because these have nearly the same embedding."""
-        encoder, colours, places = GlimpseEncoder((3, 16, 16), width=WIDTH), torch.rand(B, K, 3), torch.randn(B, K, 2)
-        slots = torch.cat([PLACE_SCALE * places, colours - 0.5, torch.randn(B, K, DZ - 5)], dim=-1)
-        seen = encoder.colours(colours.mT.unsqueeze(-1)).squeeze(-1).mT
-        expected = torch.cat([seen, 0.15 * places, torch.zeros(B, K, 2)], dim=-1)
-        torch.testing.assert_close(HueQuery(DZ, num_channels=3)(slots), expected)
-
-    def test_colours_below_black_have_finite_queries(self):
-        slots = torch.full((1, 1, DZ), -0.55)
-        assert HueQuery(DZ, num_channels=3)(slots).abs().max() < 1
-
-    def test_pixels_are_pooled_by_the_encoder_whose_weights_the_layer_does_not_own(self):
+    def test_a_layer_uses_its_encoder_without_owning_it(self):
         encoder, layer = small_networks("glimpse", (3, 16, 16))
         assert not set(encoder.parameters()) & set(layer.parameters())
-        assert not any(name.startswith("pool") for name in layer.state_dict())
+        assert {name.split(".")[0] for name in layer.state_dict()} == {"initial", "log_bandwidth", "readout"}
         raw = layer(torch.randn(1, K, DZ), layer.initial.expand(1, K, -1), encoder(torch.rand(1, 3, 16, 16))).raw
         raw.sum().backward()
         assert layer.readout.layers[0].weight.grad[:, -encoder.num_glimpsed :].any()
