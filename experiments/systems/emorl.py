@@ -18,7 +18,7 @@ from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Decod
 from guides.emorl import EfficientMorlGuide
 from models.emorl import EfficientMorl
 from pyro_lom.geco import FreeNats
-from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, GlimpseSlotAttention
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 from pyro_lom.system import Pair, System
 
@@ -68,14 +68,9 @@ class EmorlInference:
             encoder = RampEncoder(image_shape[0], width=self.encoder_width)
             return encoder, StochasticSlotAttention(slot_dim, width=self.encoder_width)
         encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width)
-        shaded = self.encoder == "glimpse"
-        return encoder, CompactSlotAttention(
-            slot_dim,
-            query=encoder.query if shaded else ColourQuery(slot_dim, num_channels=image_shape[0]),
-            readout=encoder.make_readout(slot_dim, keeps_given=shaded),
-            pool=encoder.pool,
-            log_bandwidth=-3.0 if shaded else -1.5,
-        )
+        if self.encoder == "compact":
+            return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
+        return encoder, GlimpseSlotAttention(slot_dim, encoder)
 
 
 @dataclass(frozen=True)
@@ -160,7 +155,7 @@ def _small(base: Config[GenesisV2]) -> Config[Emorl]:
     """Return EMORL with the inference of EMORL_TOWERS, and otherwise the slots, networks and data of `base`."""
     model = replace(
         EMORL_TOWERS.model,
-        num_slots=base.model.num_slots + 1,
+        num_slots=base.model.num_slots,
         slot_dim=base.model.slot_dim,
         encoder=base.model.encoder,
         decoder=base.model.decoder,
@@ -172,7 +167,7 @@ def _small(base: Config[GenesisV2]) -> Config[Emorl]:
 
 
 RENDERED_SMALL = tuple(map(_small, (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)))
-"""Small networks on rendered scenes, with one slot more than GENESIS-v2 has there."""
+"""Small networks on rendered scenes."""
 
 SYSTEMS = (Emorl,)
 PRESETS = (EMORL_TOWERS, *RENDERED_SMALL, EMORL_OBJECTS_ROOM, EMORL_SHAPESTACKS, EMORL_CLEVR6)

@@ -76,6 +76,7 @@ class TestInference:
         assert "noise" not in trace.nodes
         close(trace.nodes["o_1"]["fn"].mean, posterior.loc + 1)
 
+    @pytest.mark.parametrize("pair", NETWORKS, indirect=True)  # the slots of a glimpse attention start in turn
     def test_permuting_the_noise_of_slots_permutes_the_posterior_alike(self, guide):
         noise, order = torch.randn(B, 1, K, 8, SLOT_DIM), torch.randperm(K).roll(1)
         expected = tree_map(lambda part: part[:, order], given_noise(guide, noise))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.compact_slot_attention import ColourQuery, CompactSlotAttention
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, GlimpseSlotAttention, spread_pixels
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
 from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, GlimpseEncoder
@@ -33,10 +33,9 @@ SMALL = {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder}
 def small_networks(kind, image_shape, slot_dim=DZ):
     """An encoder, and the layer that reads its features."""
     encoder = SMALL[kind](image_shape, width=WIDTH)
-    query = encoder.query if kind == "glimpse" else ColourQuery(slot_dim, num_channels=image_shape[0])
-    readout = encoder.make_readout(slot_dim, keeps_given=kind == "glimpse")
-    layer = CompactSlotAttention(slot_dim, query=query, readout=readout, pool=encoder.pool, log_bandwidth=-1.5)
-    return encoder, layer
+    if kind == "glimpse":
+        return encoder, GlimpseSlotAttention(slot_dim, encoder)
+    return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
 
 
 @pytest.fixture(params=["published", *SMALL])
@@ -91,7 +90,7 @@ class TestRampEncoder:
 class TestAttention:
     def test_every_pixel_is_shared_out_among_slots(self, attention):
         layer, pixels = attention
-        raw = layer.initial.expand(B, K, -1)
+        raw = torch.zeros(B, K, 2 * DZ)
         found, log_masks = layer(torch.randn(B, K, DZ), raw, pixels)
         assert found.shape == raw.shape
         torch.testing.assert_close(log_masks.exp().sum(-2), torch.ones(B, 16 * 16))
@@ -130,7 +129,7 @@ class TestAttention:
         slots[0, :, 0] = PLACE_SCALE * torch.tensor([-0.5, 0.5])
         with torch.no_grad():
             encoder.gate.zero_()
-        raw, log_masks = layer(slots, layer.initial.expand(1, 2, -1), encoder(images))
+        raw, log_masks = layer(slots, torch.zeros(1, 2, 2 * DZ), encoder(images))
         expected = torch.tensor([1.0] * 128 + [0.0] * 128)
         torch.testing.assert_close(log_masks[0].exp(), torch.stack([expected, 1 - expected]), atol=0.01, rtol=0)
 
@@ -139,16 +138,53 @@ class TestAttention:
     def test_a_small_layer_takes_slots_of_any_size(self, kind, slot_dim, num_channels):
         encoder, layer = small_networks(kind, (num_channels, 16, 16), slot_dim)
         pixels = encoder(torch.rand(B, num_channels, 16, 16))
-        raw = layer.initial.expand(B, K, -1)
-        assert torch.isfinite(layer(torch.randn(B, K, slot_dim), raw, pixels).raw).all()
+        slots = torch.randn(B, K, slot_dim)
+        assert torch.isfinite(layer(slots, layer.start(pixels, slots), pixels).raw).all()
 
     def test_a_layer_uses_its_encoder_without_owning_it(self):
         encoder, layer = small_networks("glimpse", (3, 16, 16))
         assert not set(encoder.parameters()) & set(layer.parameters())
-        assert {name.split(".")[0] for name in layer.state_dict()} == {"initial", "log_bandwidth", "readout"}
-        raw = layer(torch.randn(1, K, DZ), layer.initial.expand(1, K, -1), encoder(torch.rand(1, 3, 16, 16))).raw
-        raw.sum().backward()
+        assert {name.split(".")[0] for name in layer.state_dict()} == {"log_bandwidth", "readout"}
+        layer(torch.randn(1, K, DZ), torch.zeros(1, K, 2 * DZ), encoder(torch.rand(1, 3, 16, 16))).raw.sum().backward()
         assert layer.readout.layers[0].weight.grad[:, -encoder.num_glimpsed :].any()
+
+
+class TestStart:
+    @pytest.mark.parametrize("kind", SMALL)
+    def test_several_samples_at_once_start_as_each_alone(self, kind):
+        encoder, layer = small_networks(kind, (3, 16, 16))
+        pixels, noise = encoder(torch.rand(B, 3, 16, 16)), torch.randn(3, B, K, DZ)
+        together = layer.start(pixels, noise)
+        assert together.shape == (3, B, K, 2 * DZ)
+        for part, alone in zip(together, noise, strict=True):
+            torch.testing.assert_close(part, layer.start(pixels, alone))
+
+    def test_each_colour_has_a_pixel_however_small_its_area_is(self):
+        colours = torch.eye(4)[:, :3]
+        labels = torch.zeros(16, 16, dtype=torch.long)
+        labels[3:6, 3:6], labels[12, 4:6], labels[2:4, 12] = 1, 2, 3
+        chosen = spread_pixels(colours[labels].movedim(-1, 0).unsqueeze(0), torch.randn(50, 1, 4, DZ))
+        assert (labels.flatten()[chosen].sort(-1).values == torch.arange(4)).all()
+
+    def test_noise_determines_the_pixels_and_their_order(self):
+        embedding, noise = torch.randn(1, 8, 16, 16), torch.randn(1, K, DZ)
+        chosen = spread_pixels(embedding, noise)
+        assert (spread_pixels(embedding, noise) == chosen).all()
+        assert (spread_pixels(embedding, noise.flip(1)) != chosen).any()
+
+    def test_a_plain_image_has_pixels_to_start_from(self):
+        assert spread_pixels(torch.zeros(1, 8, 4, 4), torch.randn(1, K, 3)).shape == (1, K)
+
+    def test_slots_of_a_glimpse_layer_start_as_place_and_colour_of_their_pixels(self):
+        encoder, layer = small_networks("glimpse", (3, 16, 16))
+        images, noise = torch.rand(B, 3, 16, 16), torch.randn(B, K, DZ)
+        pixels = encoder(images)
+        chosen = spread_pixels(pixels.embedding, noise)
+        colours = images.flatten(2).gather(2, chosen.unsqueeze(1).expand(-1, 3, -1)).mT
+        raw = layer.start(pixels, noise)
+        expected = torch.cat([PLACE_SCALE * encoder.grid.flatten(1).T[chosen], colours - 0.5], dim=-1)
+        torch.testing.assert_close(raw[..., :5], expected)
+        assert not raw.requires_grad
 
 
 class TestRefinement:
