@@ -86,7 +86,7 @@ class TestInference:
     def test_an_image_is_read_as_if_it_were_alone(self, guide):
         noise = torch.randn(B, 1, K, 8, SLOT_DIM)
         expected = tree_map(lambda part: part[1:2], given_noise(guide, noise))
-        close(given_noise(guide, noise[1:2], IMAGES[1:2]), expected)
+        close(given_noise(guide, noise[1:2], IMAGES[1:2]), expected, atol=1e-3)
 
     def test_attention_masks_sum_to_one(self, guide):
         log_masks = guide.infer(IMAGES).log_masks
