@@ -39,7 +39,8 @@ class EfficientMorlGuide(Guide):
 
     Args:
         encoder: maps images to features of pixels (`RampEncoder`).
-        attention: maps slots, raw parameters and pixels to new raw parameters (`StochasticSlotAttention`).
+        attention: maps slots, raw parameters and pixels to new raw parameters. Its `start` returns the first raw
+            parameters (`StochasticSlotAttention`).
         refinement: maps raw parameters and a gradient to new raw parameters (`Refinement`).
         num_refinements: number of steps of refinement (A.4.1).
         first_gradient_of_top: whether the first refinement follows the gradient of L_0 (`losses`), as published.
@@ -87,7 +88,7 @@ class EfficientMorlGuide(Guide):
         refining = noise[..., 2 * NUM_LAYERS :, :].unbind(-2)
 
         pixels, layers = self.encoder(images), []
-        raw = self.attention.initial.expand(*noise.shape[:-2], -1)
+        raw = self.attention.start(pixels, attending[0])
         for epsilon in attending:
             raw, log_masks = self.attention(_sample(raw, epsilon), raw, pixels)
             layers.append(raw)

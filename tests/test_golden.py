@@ -42,10 +42,17 @@ GOLDEN = {
     ("genesis-v2", "glimpse"): [1918.807, 1911.572, 1912.107, 1904.137, 1896.529],
     ("genesis-v2-autoregressive", "glimpse"): [1917.419, 1909.744, 1908.307, 1905.302, 1895.896],
     ("sri-genesis-v2", "glimpse"): [3916.147, 3960.461, 3901.030, 3888.585, 3876.433],
+    ("lom-emorl", "glimpse"): [9585.598, 9542.868, 9516.997, 9484.689, 9472.539],
+    ("emorl", "glimpse"): [7690.570, 7649.723, 7625.517, 7602.832, 7585.438],
+    ("autoregressive-emorl", "glimpse"): [9611.356, 9565.696, 9561.189, 9510.182, 9480.941],
+    ("scene-autoregressive-emorl", "glimpse"): [9613.056, 9576.219, 9545.283, 9507.386, 9485.022],
 }
 
 
-CASES = [*product(SYSTEMS, NETWORKS), *product([name for name in SYSTEMS if "genesis-v2" in name], SHADED)]
+CASES = [
+    *product(SYSTEMS, NETWORKS),
+    *product([name for name in SYSTEMS if "genesis-v2" in name or "emorl" in name], SHADED),
+]
 
 
 def losses_of_five_steps(system, networks):

@@ -52,7 +52,7 @@ NETWORKS = {
     "compact": dict(encoder="compact", decoder="separable"),
 }
 SHADED = {"glimpse": dict(encoder="glimpse", decoder="field")}
-"""Networks of systems with the inference of GENESIS-v2 only."""
+"""Networks of systems with the inference of GENESIS-v2 or EMORL."""
 IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2
 NUM_SLOTS = 3

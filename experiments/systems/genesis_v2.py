@@ -23,12 +23,20 @@ from pyro_lom.geco import FreeNats
 from pyro_lom.networks.pixel_encoders import (
     CompactPixelEncoder,
     GlimpseEncoder,
-    MomentsReadout,
     PixelEncoder,
     RegionEncoder,
     SlotReadout,
 )
 from pyro_lom.system import Pair, System
+
+_SMALL_ENCODERS = {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder, "regions": RegionEncoder}
+
+
+def small_encoder(kind: str, image_shape: ImageShape, **sizes: int | None) -> CompactPixelEncoder:
+    """Build one of the small encoders; raises UserError if it does not take images of this shape."""
+    if kind == "glimpse" and image_shape[0] == 1:
+        raise UserError("the encoder glimpse requires colour images, and these are grey: choose another encoder")
+    return _SMALL_ENCODERS[kind](image_shape, **sizes)
 
 
 @dataclass(frozen=True)
@@ -49,18 +57,8 @@ class GenesisV2Networks:
         if self.encoder == "published":
             encoder = PixelEncoder(image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden or 128)
             return {"encoder": encoder, "readout": SlotReadout(slot_dim, width=self.encoder_width)}
-        sizes = dict(width=self.encoder_width, bottleneck=self.encoder_hidden)
-        if self.encoder == "compact":
-            encoder, more = CompactPixelEncoder(image_shape, **sizes), {}
-        elif self.encoder == "glimpse" and image_shape[0] == 1:
-            raise UserError(
-                "the encoder glimpse requires colour images, and these are grey: choose the encoder regions"
-            )
-        else:
-            encoder = {"glimpse": GlimpseEncoder, "regions": RegionEncoder}[self.encoder](image_shape, **sizes)
-            more = dict(num_glimpsed=encoder.num_glimpsed, hidden=128)
-        readout = MomentsReadout(slot_dim, num_channels=image_shape[0], num_learned=encoder.NUM_LEARNED, **more)
-        return {"encoder": encoder, "readout": readout}
+        encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden)
+        return {"encoder": encoder, "readout": encoder.make_readout(slot_dim)}
 
 
 @dataclass(frozen=True)

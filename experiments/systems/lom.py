@@ -6,7 +6,15 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from experiments.config import Config, Count, Data, Depth, Train
-from experiments.systems.emorl import EMORL_CLEVR6, EMORL_OBJECTS_ROOM, EMORL_SHAPESTACKS, EMORL_TOWERS, EmorlInference
+from experiments.systems.emorl import (
+    EMORL_CLEVR6,
+    EMORL_OBJECTS_ROOM,
+    EMORL_OBJECTS_ROOM_SMALL,
+    EMORL_SHAPESTACKS,
+    EMORL_SHAPESTACKS_NEAR_SMALL,
+    EMORL_TOWERS,
+    EmorlInference,
+)
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
@@ -178,7 +186,14 @@ def _small(base: Config) -> Config[Lom]:
     )
 
 
-RENDERED_SMALL = tuple(map(_small, (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)))
+_SMALL = (
+    GENESIS_V2_OBJECTS_ROOM_SMALL,
+    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    EMORL_OBJECTS_ROOM_SMALL,
+    EMORL_SHAPESTACKS_NEAR_SMALL,
+)
+
+RENDERED_SMALL = tuple(map(_small, _SMALL))
 """Small LOMs on rendered scenes, which train in 25 minutes on one thread."""
 
 _BASE = RENDERED_SMALL[0]

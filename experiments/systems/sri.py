@@ -109,6 +109,6 @@ _SMALL = (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)
 SYSTEMS = (Sri,)
 PRESETS = (
     SRI_TOWERS,
-    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(_SMALL, RENDERED_SMALL, strict=True)),
+    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(_SMALL, RENDERED_SMALL[:2], strict=True)),
     SRI_SHAPESTACKS,
 )

@@ -1,20 +1,45 @@
 """Slot attention for small images and short trainings, by soft k-means over pixel embeddings (departure)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_lom.distributions import at_least_float32
 from pyro_lom.networks.decoders import PLACE_SCALE
-from pyro_lom.networks.pixel_encoders import EMBEDDING_DIM, CompactPixelEncoder, MomentsReadout, PixelFeatures, pool
+from pyro_lom.networks.pixel_encoders import (
+    EMBEDDING_DIM,
+    CompactPixelEncoder,
+    GlimpseEncoder,
+    MomentsReadout,
+    PixelFeatures,
+    pool,
+)
 from pyro_lom.networks.slot_attention import Attended
 
 
-class CompactSlotAttention(nn.Module):
-    """One layer of `StochasticSlotAttention`, for the features of `CompactPixelEncoder`.
+class SoftKMeans(nn.Module):
+    """One layer of `StochasticSlotAttention` without a recurrent cell.
 
         a_k = softmax over slots of -||embedding - query(o_k)||^2 / bandwidth
-        raw = moments of the pixels under a_k, read by `MomentsReadout`
+        raw = the pixels under a_k, pooled, read by `MomentsReadout`
+
+    Subclasses have `start`, as `StochasticSlotAttention` has, `query`, `pool`, `readout` and `log_bandwidth`.
+    """
+
+    def forward(
+        self, slots: Float[Tensor, "*batch K Dz"], raw: Float[Tensor, "*batch K two_Dz"], pixels: PixelFeatures
+    ) -> Attended:
+        embedding = pixels.embedding.flatten(2)  # (B, E, N)
+        query = self.query(slots)
+        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # |embedding|^2 cancels in the softmax
+        log_masks = (-at_least_float32(distance) / self.log_bandwidth.exp()).log_softmax(-2)
+        masks = log_masks.exp()
+        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
+        return Attended(self.readout(self.pool(pixels.features, weights)), log_masks)
+
+
+class CompactSlotAttention(SoftKMeans):
+    """A layer for the features of `CompactPixelEncoder`.
 
     At initialisation, slots are places and colours, embeddings are mostly colours, and a layer is a soft k-means step.
     """
@@ -35,14 +60,59 @@ class CompactSlotAttention(nn.Module):
         self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
         self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
+        self.pool = pool
 
-    def forward(
-        self, slots: Float[Tensor, "*batch K Dz"], raw: Float[Tensor, "*batch K two_Dz"], pixels: PixelFeatures
-    ) -> Attended:
-        embedding = pixels.embedding.flatten(2)  # (B, E, N)
-        query = self.query(slots)
-        distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # |embedding|^2 cancels in the softmax
-        log_masks = (-at_least_float32(distance) / self.log_bandwidth.exp()).log_softmax(-2)
-        masks = log_masks.exp()
-        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-        return Attended(self.readout(pool(pixels.features, weights)), log_masks)
+    def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
+        """Return the raw parameters of the first posterior, equal for all slots."""
+        return self.initial.expand(*noise.shape[:-1], -1)
+
+
+class GlimpseSlotAttention(SoftKMeans):
+    """A layer for the features of `GlimpseEncoder`: `CompactSlotAttention` with three changes.
+
+    1. Slots start as readings of single pixels, which are chosen at random, far from each other (`spread_pixels`).
+    2. The first numbers of a slot remain its place and colour. The query is the embedding of a pixel with this place
+       and this colour. If the readout could learn these numbers, or the query read others, clusters would fall apart.
+    3. The bandwidth is smaller, because hues are nearer to each other than colours.
+
+    The layer uses functions of the encoder, and does not own it.
+    """
+
+    def __init__(self, slot_dim: int, encoder: GlimpseEncoder):
+        super().__init__()
+        self.query, self.pool = encoder.query, encoder.pool
+        self.log_bandwidth = nn.Parameter(torch.tensor(-4.0))
+        self.readout = encoder.make_readout(slot_dim, keeps_given=True)
+        scale = self.readout.layers[-1].bias[slot_dim:]
+        nn.init.constant_(scale, -4.5)
+        nn.init.constant_(scale[: 2 + encoder.num_channels], -7.0)  # queries read these numbers
+
+    @torch.no_grad()
+    def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
+        """Return the raw parameters of the first posterior; `noise` determines the pixels."""
+        chosen = spread_pixels(pixels.embedding, noise)
+        weights = torch.zeros(*chosen.shape, pixels.embedding[0, 0].numel(), device=chosen.device)
+        return self.readout(self.pool(pixels.features, weights.scatter(-1, chosen.unsqueeze(-1), 1.0)))
+
+
+def spread_pixels(embedding: Float[Tensor, "B E H W"], noise: Float[Tensor, "*batch K Dz"]) -> Int[Tensor, "*batch K"]:
+    """Choose K pixels in turn. Each has a high score and is far from the pixels before, in the space of the embedding.
+
+        z     = embedding, standardised over the image
+        pixel = argmax of sigmoid(noise_k^T z) (1 - exp(-10 d^2)),    d = distance from the nearest pixel before
+
+    `noise` is standard normal, so each k has a score of its own. The first numbers of embedding and noise count.
+    """
+    embedding = at_least_float32(embedding).flatten(-2)  # (B, E, N)
+    size = min(noise.shape[-1], embedding.shape[-2])
+    centred = embedding - embedding.mean(-1, keepdim=True)
+    standard = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    scores = (noise[..., :size] @ standard[:, :size]).sigmoid()
+    embedding = embedding.expand(*scores.shape[:-2], *embedding.shape[-2:])
+    chosen, remaining = [], torch.ones_like(scores[..., 0, :])
+    for score in scores.unbind(-2):
+        chosen.append((score * remaining).argmax(-1))
+        index = chosen[-1][..., None, None].expand(*embedding.shape[:-1], 1)
+        distance = (embedding - embedding.gather(-1, index)).square().sum(-2)
+        remaining = remaining.minimum(1 - (-10 * distance).exp())
+    return torch.stack(chosen, dim=-1)

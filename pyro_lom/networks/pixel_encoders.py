@@ -34,6 +34,13 @@ def _without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast("cuda" if tensor.is_cuda else "cpu", enabled=False)
 
 
+def hue_and_brightness(colours: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "*shape_and_one_more"]:
+    """Return the deviations of the channels, at `dim`, from their mean, relative to it; and the mean."""
+    brightness = colours.mean(dim, keepdim=True)
+    hue = (colours - brightness) / (brightness.clamp_min(0) + 0.05)  # black has no hue
+    return torch.cat([hue, brightness], dim=dim)
+
+
 class PixelEncoder(nn.Module):
     """GENESIS-v2's encoder: a UNet, a semi-convolution for the embedding, and a convolution for the features.
 
@@ -90,6 +97,7 @@ class CompactPixelEncoder(nn.Module):
     ):
         super().__init__()
         channels, height, size = image_shape
+        self.num_channels = channels
         self.unet = UNet(
             size,
             in_channels=channels + 2,
@@ -131,6 +139,10 @@ class CompactPixelEncoder(nn.Module):
 
     pool = staticmethod(pool)
 
+    def make_readout(self, slot_dim: int, **options: int) -> "MomentsReadout":
+        """Build a map from features that are pooled here to slots."""
+        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED, **options)
+
 
 class GlimpseEncoder(CompactPixelEncoder):
     """Encoder for shaded objects of any shape (departure): `CompactPixelEncoder` with three changes.
@@ -154,9 +166,17 @@ class GlimpseEncoder(CompactPixelEncoder):
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
-        brightness = images.mean(1, keepdim=True)
-        hue = (images - brightness) / (brightness + 0.05)  # black has no hue
-        return self.colour_map[:, None, None] * torch.cat([hue, brightness], dim=1)
+        return self.colour_map[:, None, None] * hue_and_brightness(images, dim=1)
+
+    def query(self, slots: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K E"]:
+        """Return the embedding, without its second part, of a pixel with the place and colour of a slot.
+
+        They are the first numbers of a slot, as in `MomentsReadout`'s initial slots. They are 0 if a slot is shorter.
+        """
+        places, colours, _ = F.pad(slots, (0, 2 + self.num_channels)).tensor_split((2, 2 + self.num_channels), dim=-1)
+        colours = self.colour_map * hue_and_brightness(colours + 0.5, dim=-1)
+        given = torch.cat([colours, self.place_weight * places / PLACE_SCALE], dim=-1)
+        return F.pad(given, (0, EMBEDDING_DIM - given.shape[-1]))
 
     def pool(
         self, features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]
@@ -167,6 +187,10 @@ class GlimpseEncoder(CompactPixelEncoder):
             weights = squares / squares.sum(-1, keepdim=True).clamp_min(1e-12)  # a faint mask is as strong as any other
             glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
             return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
+
+    def make_readout(self, slot_dim: int, **options: bool) -> "MomentsReadout":
+        """Build a map from features and glimpses that are pooled here to slots."""
+        return super().make_readout(slot_dim, num_glimpsed=self.num_glimpsed, hidden=128, **options)
 
     def _glimpses(
         self, images: Float[Tensor, "B C H W"], weights: Float[Tensor, "*batch K N"]
@@ -208,11 +232,22 @@ class MomentsReadout(nn.Module):
 
     The moments are the mean colour, the mean place, the standard deviation of the place, and the slopes of the colour
     along both axes. A slot's loc is the output of a perceptron of all moments, plus the place and the colour in its
-    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers.
+    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers. With `keeps_given`, they
+    remain place and colour: the perceptron only determines the other numbers and the scales.
     """
 
-    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, num_glimpsed: int = 0, hidden: int = 64):
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        num_channels: int,
+        num_learned: int,
+        num_glimpsed: int = 0,
+        hidden: int = 64,
+        keeps_given: bool = False,
+    ):
         super().__init__()
+        self.keeps_given = keeps_given
         self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels, num_glimpsed]
         self.norm = nn.LayerNorm(num_learned)
         sizes = pairwise([sum(self.sizes), hidden, hidden, 2 * slot_dim])
@@ -227,4 +262,6 @@ class MomentsReadout(nn.Module):
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
         read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
         given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        if self.keeps_given:
+            read = F.pad(read[..., given.shape[-1] :], (given.shape[-1], 0))
         return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))

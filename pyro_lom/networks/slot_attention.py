@@ -68,6 +68,12 @@ class StochasticSlotAttention(nn.Module):
         )
         small_xavier_(self.residual)
 
+    def start(
+        self, pixels: Float[Tensor, "B N width"], noise: Float[Tensor, "*batch K Dz"]
+    ) -> Float[Tensor, "*batch K two_Dz"]:
+        """Return the raw parameters of the first posterior, before any layer. `noise` is that of its sample."""
+        return self.initial.expand(*noise.shape[:-1], -1)
+
     def forward(
         self,
         slots: Float[Tensor, "*batch K Dz"],

@@ -240,6 +240,18 @@ def test_a_lom_shares_with_its_orderless_model_what_both_have(base):
     assert vars(config.model.orderless) == {name: getattr(alone.model, name) for name in vars(config.model.orderless)}
 
 
+@pytest.mark.parametrize("world", ["objects-room-small", "shapestacks-near-small"])
+def test_small_emorl_has_the_networks_of_small_genesis_v2_and_the_inference_of_emorl_on_towers(world):
+    config, networks, towers = preset(f"emorl-{world}"), preset(f"genesis-v2-{world}"), preset("emorl-towers")
+    own, theirs = vars(config.model), vars(networks.model)
+    shared = {"num_slots", "slot_dim", "encoder", "encoder_width", "decoder", "decoder_width"}
+    assert all(own[name] == theirs[name] for name in shared)
+    geco = dataclasses.replace(towers.model.geco, target_rmse=networks.model.geco.target_rmse)
+    others = {name: getattr(towers.model, name) for name in own.keys() - shared} | {"geco": geco}
+    assert {name: own[name] for name in others} == others
+    assert (config.data, config.train) == (networks.data, dataclasses.replace(networks.train, steps=4500))
+
+
 ABLATIONS = {  # what A.5 says of each, against Model 0, which has two blocks everywhere
     1: dict(num_encoder_blocks=1),
     2: dict(num_encoder_blocks=3),

@@ -68,6 +68,17 @@ class TestGenesisV2Guide:
         torch.testing.assert_close(trace.nodes["o"]["fn"].mean, posterior.loc)
         torch.testing.assert_close(trace.nodes["o"]["fn"].stddev, posterior.scale)
 
+    def test_clusters_do_not_learn_while_they_are_fixed(self):
+        guide = tiny_pair("genesis-v2", "compact", fixed_clusters=3).guide
+        for step, fixed in ((0, True), (2, True), (3, False)):
+            guide.step.fill_(step)
+            guide.zero_grad()
+            posterior = run(guide.infer, IMAGES).nodes["_RETURN"]["value"]
+            posterior.loc.square().sum().backward()
+            learned = [guide.colouring.log_bandwidth.grad, guide.encoder.colour_map.grad]
+            assert all(grad is None or not grad.any() for grad in learned) == fixed
+            assert guide.readout.layers[0].weight.grad.any()
+
     def test_it_borrows_its_model(self, guide):
         assert not set(guide.model.parameters()) & set(guide.parameters())
 

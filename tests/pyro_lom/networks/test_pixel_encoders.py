@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny import NETWORKS, SLOT_DIM, tiny_pair
 
-from experiments.systems.genesis_v2 import GenesisV2Networks
+from experiments.config import Train
+from experiments.systems.emorl import Emorl
+from experiments.systems.genesis_v2 import GenesisV2
 from pyro_lom.errors import UserError
 from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
@@ -104,6 +106,17 @@ def test_slots_of_the_moments_readout_start_as_place_and_colour():
     assert not slot[5:].any()
 
 
+@pytest.mark.parametrize("slot_dim", [4, 8])
+def test_place_and_colour_stay_in_the_slots_of_a_readout_that_keeps_them(slot_dim):
+    encoder = GlimpseEncoder(SHAPE, width=8)
+    readout, images = encoder.make_readout(slot_dim, keeps_given=True), torch.rand(1, 3, 1, 1).expand(1, *SHAPE)
+    mask = box(slice(4, 20), slice(10, 16))
+    slot = readout(encoder.pool(encoder(images).features, mask / mask.sum())).squeeze()
+    place = pixel_grid(32, 32)[:, 4:20, 10:16].mean((1, 2))
+    torch.testing.assert_close(slot[:5][:slot_dim], torch.cat([3 * place, images[0, :, 0, 0] - 0.5])[:slot_dim])
+    assert slot[slot_dim:].std() > 0, "scales are learned"
+
+
 def test_pooling_comes_before_the_last_convolution_without_changing_its_results():
     encoder, weights = PixelEncoder((3, 32, 32), width=8), torch.rand(2, 5, 32 * 32)
     images = torch.rand(2, 3, 32, 32)
@@ -145,8 +158,24 @@ def test_the_region_encoder_takes_grey_images_and_the_glimpse_encoder_refuses_th
     embedding, features = RegionEncoder((1, 32, 32), width=8)(torch.rand(2, 1, 32, 32))
     assert embedding.shape == (2, EMBEDDING_DIM, 32, 32) and features.shape[2:] == (32, 32)
     GenesisV2Networks(encoder="regions").make_networks(SLOT_DIM, (1, 32, 32))
-    with pytest.raises(UserError, match="requires colour images, and these are grey: choose the encoder regions"):
+    with pytest.raises(UserError, match="requires colour images, and these are grey: choose another encoder"):
         GenesisV2Networks(encoder="glimpse").make_networks(SLOT_DIM, (1, 32, 32))
+
+
+@pytest.mark.parametrize("slot_dim", [5, 8])
+def test_the_query_of_a_slot_is_the_embedding_of_a_pixel_of_its_place_and_colour(slot_dim):
+    encoder, image = GlimpseEncoder(SHAPE, width=8), torch.rand(1, *SHAPE)
+    with torch.no_grad():
+        encoder.gate.zero_()
+        encoder.colour_map.mul_(1.3)  # as after training
+        embedding, _ = encoder(image)
+    given = torch.cat([3 * pixel_grid(32, 32).unsqueeze(0), image - 0.5], dim=1).flatten(2).mT
+    slots = torch.cat([given, torch.randn(1, 32 * 32, slot_dim - 5)], dim=-1)
+    torch.testing.assert_close(encoder.query(slots), embedding.flatten(2).mT)
+
+
+def test_colours_below_black_have_finite_queries():
+    assert GlimpseEncoder(SHAPE, width=8).query(torch.full((1, 8), -0.55)).abs().max() < 1
 
 
 def glimpses_of(encoder, images, masks):
@@ -214,6 +243,7 @@ def test_glimpses_have_full_precision_under_autocast():
         torch.testing.assert_close(encoder.pool(features, weights), expected)
 
 
-def test_the_glimpse_encoder_refuses_grey_images():
+@pytest.mark.parametrize("kind", [GenesisV2, Emorl])
+def test_the_glimpse_encoder_refuses_grey_images(kind):
     with pytest.raises(UserError, match="requires colour images"):
-        GenesisV2Networks(encoder="glimpse", encoder_width=8).make_networks(4, (1, 32, 32))
+        kind(encoder="glimpse", encoder_width=8).build((1, 32, 32), Train())

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.compact_slot_attention import CompactSlotAttention
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, GlimpseSlotAttention, spread_pixels
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.networks.pixel_encoders import CompactPixelEncoder
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, GlimpseEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 
 B, K, DZ, WIDTH = 2, 4, 8, 8
@@ -27,13 +27,25 @@ def stirred(module):
     return module
 
 
-@pytest.fixture(params=["published", "compact"])
+SMALL = {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder}
+
+
+def small_networks(kind, image_shape, slot_dim=DZ):
+    """An encoder, and the layer that reads its features."""
+    encoder = SMALL[kind](image_shape, width=WIDTH)
+    if kind == "glimpse":
+        return encoder, GlimpseSlotAttention(slot_dim, encoder)
+    return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
+
+
+@pytest.fixture(params=["published", *SMALL])
 def attention(request):
     """A layer, and features of pixels that it reads."""
     images = torch.rand(B, 3, 16, 16)
     if request.param == "published":
         return stirred(StochasticSlotAttention(DZ, width=WIDTH)), stirred(RampEncoder(3, width=WIDTH))(images)
-    return CompactSlotAttention(DZ, num_channels=3), CompactPixelEncoder((3, 16, 16), width=WIDTH)(images)
+    encoder, layer = small_networks(request.param, images.shape[1:])
+    return layer, encoder(images)
 
 
 class TestPublishedSizes:
@@ -78,7 +90,7 @@ class TestRampEncoder:
 class TestAttention:
     def test_every_pixel_is_shared_out_among_slots(self, attention):
         layer, pixels = attention
-        raw = layer.initial.expand(B, K, -1)
+        raw = torch.zeros(B, K, 2 * DZ)
         found, log_masks = layer(torch.randn(B, K, DZ), raw, pixels)
         assert found.shape == raw.shape
         torch.testing.assert_close(log_masks.exp().sum(-2), torch.ones(B, 16 * 16))
@@ -106,27 +118,73 @@ class TestAttention:
         torch.testing.assert_close(same_loc, loc)
         assert (other_variance != raw_variance).any(-1).all()
 
-    def test_the_compact_layer_starts_by_finding_pixels_of_a_slots_colour(self):
+    @pytest.mark.parametrize("kind", SMALL)
+    def test_a_small_layer_starts_by_finding_pixels_of_a_slots_colour(self, kind):
         """Slots that start as place and colour, as `MomentsReadout` does, take the pixels of that colour."""
         images = torch.zeros(1, 3, 16, 16)
         images[:, 0, :8], images[:, 1, 8:] = 1.0, 1.0  # red above green
-        encoder, layer = CompactPixelEncoder((3, 16, 16), width=WIDTH), CompactSlotAttention(DZ, num_channels=3)
+        encoder, layer = small_networks(kind, (3, 16, 16))
         slots = torch.zeros(1, 2, DZ)
         slots[0, :, 2:5] = torch.tensor([[0.5, -0.5, -0.5], [-0.5, 0.5, -0.5]])
         slots[0, :, 0] = PLACE_SCALE * torch.tensor([-0.5, 0.5])
         with torch.no_grad():
             encoder.gate.zero_()
-        raw, log_masks = layer(slots, layer.initial.expand(1, 2, -1), encoder(images))
+        raw, log_masks = layer(slots, torch.zeros(1, 2, 2 * DZ), encoder(images))
         expected = torch.tensor([1.0] * 128 + [0.0] * 128)
         torch.testing.assert_close(log_masks[0].exp(), torch.stack([expected, 1 - expected]), atol=0.01, rtol=0)
 
     @pytest.mark.parametrize("slot_dim", [2, 3, 16])
-    @pytest.mark.parametrize("num_channels", [1, 3])
-    def test_the_compact_layer_takes_slots_of_any_size(self, slot_dim, num_channels):
-        layer = CompactSlotAttention(slot_dim, num_channels=num_channels)
-        pixels = CompactPixelEncoder((num_channels, 16, 16), width=WIDTH)(torch.rand(B, num_channels, 16, 16))
-        raw = layer.initial.expand(B, K, -1)
-        assert torch.isfinite(layer(torch.randn(B, K, slot_dim), raw, pixels).raw).all()
+    @pytest.mark.parametrize(("kind", "num_channels"), [("compact", 1), ("compact", 3), ("glimpse", 3)])
+    def test_a_small_layer_takes_slots_of_any_size(self, kind, slot_dim, num_channels):
+        encoder, layer = small_networks(kind, (num_channels, 16, 16), slot_dim)
+        pixels = encoder(torch.rand(B, num_channels, 16, 16))
+        slots = torch.randn(B, K, slot_dim)
+        assert torch.isfinite(layer(slots, layer.start(pixels, slots), pixels).raw).all()
+
+    def test_a_layer_uses_its_encoder_without_owning_it(self):
+        encoder, layer = small_networks("glimpse", (3, 16, 16))
+        assert not set(encoder.parameters()) & set(layer.parameters())
+        assert {name.split(".")[0] for name in layer.state_dict()} == {"log_bandwidth", "readout"}
+        layer(torch.randn(1, K, DZ), torch.zeros(1, K, 2 * DZ), encoder(torch.rand(1, 3, 16, 16))).raw.sum().backward()
+        assert layer.readout.layers[0].weight.grad[:, -encoder.num_glimpsed :].any()
+
+
+class TestStart:
+    @pytest.mark.parametrize("kind", SMALL)
+    def test_several_samples_at_once_start_as_each_alone(self, kind):
+        encoder, layer = small_networks(kind, (3, 16, 16))
+        pixels, noise = encoder(torch.rand(B, 3, 16, 16)), torch.randn(3, B, K, DZ)
+        together = layer.start(pixels, noise)
+        assert together.shape == (3, B, K, 2 * DZ)
+        for part, alone in zip(together, noise, strict=True):
+            torch.testing.assert_close(part, layer.start(pixels, alone))
+
+    def test_each_colour_has_a_pixel_however_small_its_area_is(self):
+        colours = torch.eye(4)[:, :3]
+        labels = torch.zeros(16, 16, dtype=torch.long)
+        labels[3:6, 3:6], labels[12, 4:6], labels[2:4, 12] = 1, 2, 3
+        chosen = spread_pixels(colours[labels].movedim(-1, 0).unsqueeze(0), torch.randn(50, 1, 4, DZ))
+        assert (labels.flatten()[chosen].sort(-1).values == torch.arange(4)).all()
+
+    def test_noise_determines_the_pixels_and_their_order(self):
+        embedding, noise = torch.randn(1, 8, 16, 16), torch.randn(1, K, DZ)
+        chosen = spread_pixels(embedding, noise)
+        assert (spread_pixels(embedding, noise) == chosen).all()
+        assert (spread_pixels(embedding, noise.flip(1)) != chosen).any()
+
+    def test_a_plain_image_has_pixels_to_start_from(self):
+        assert spread_pixels(torch.zeros(1, 8, 4, 4), torch.randn(1, K, 3)).shape == (1, K)
+
+    def test_slots_of_a_glimpse_layer_start_as_place_and_colour_of_their_pixels(self):
+        encoder, layer = small_networks("glimpse", (3, 16, 16))
+        images, noise = torch.rand(B, 3, 16, 16), torch.randn(B, K, DZ)
+        pixels = encoder(images)
+        chosen = spread_pixels(pixels.embedding, noise)
+        colours = images.flatten(2).gather(2, chosen.unsqueeze(1).expand(-1, 3, -1)).mT
+        raw = layer.start(pixels, noise)
+        expected = torch.cat([PLACE_SCALE * encoder.grid.flatten(1).T[chosen], colours - 0.5], dim=-1)
+        torch.testing.assert_close(raw[..., :5], expected)
+        assert not raw.requires_grad
 
 
 class TestRefinement:
