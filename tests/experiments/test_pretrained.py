@@ -55,6 +55,14 @@ def test_a_packed_run_has_the_weights_and_scenes_of_the_run(packed, finished):
     assert (packed / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
+@pytest.mark.parametrize("summary", ["[]", '{"a": ' * 900 + "1" + "}" * 900, '{"rmse_ordered": [1]}'])
+def test_a_run_with_a_damaged_summary_is_not_packed(finished, refusal, tmp_path, summary):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "summary.json").write_text(summary)
+    assert refusal(weights_main, "pack", run, "small").startswith(f"{run}/summary.json cannot be read: ")
+    assert not Path("small").exists()
+
+
 def test_a_packed_run_names_no_place_of_the_machine(alone, tiny, command):
     code, _, err = command(fit_main, *tiny, "--orderless", alone)
     assert code == 0, err
