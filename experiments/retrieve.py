@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if not (held_out.final.model.scene_sites and held_out.final.model.slot_sites):
         raise UserError(f"{options.run} has no scene latent and slots to search by: name a run of a LOM")
     _check(options, held_out)
-    if "train" not in held_out.all_scenes.splits:
+    if not held_out.all_scenes.splits.get("train"):
         raise UserError(f"{options.run} is packed, without training scenes to search: name the run that it was made of")
     train = held_out.all_scenes.split("train")
     index = _index(held_out, train, min(options.num_scenes, len(train.images)))

@@ -121,6 +121,9 @@ def test_other_names_are_refused_with_those_that_exist(name, named, refusal):
 
 def test_a_packed_run_has_no_training_scenes_to_retrieve_from(named, refusal):
     assert "is packed, without training scenes to search" in refusal(retrieve_main, named)
+    with h5py.File(loading.PRETRAINED / "tiny" / "scenes.h5", "r+") as file:
+        file.attrs["split_train"] = [0, 0]
+    assert "is packed, without training scenes to search" in refusal(retrieve_main, named)
 
 
 def test_a_packed_run_is_not_trained_further(named, refusal):
