@@ -63,6 +63,13 @@ def test_a_run_with_a_damaged_summary_is_not_packed(finished, refusal, tmp_path,
     assert not Path("small").exists()
 
 
+def test_damaged_imported_tensors_are_not_packed(finished, refusal, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "published.safetensors").write_bytes(bytes(100))
+    line = f"{run}/published.safetensors is damaged: import the weights again"
+    assert refusal(weights_main, "pack", run, "small") == line
+
+
 def test_a_packed_run_names_no_place_of_the_machine(alone, tiny, command):
     code, _, err = command(fit_main, *tiny, "--orderless", alone)
     assert code == 0, err
