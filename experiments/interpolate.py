@@ -64,24 +64,29 @@ def main(arguments: list[str]) -> None:
 
 
 def _between_samples(held_out: HeldOut, options: Arguments) -> list[Path]:
-    pair, folder = held_out.final, held_out.run.figures
+    pair = held_out.final
     start, end = prior_scenes(pair, 2 * options.num_paths).chunk(2)
     rows = interpolation_rows(pair, start, end, options.steps)
+    between = _there_and_back(pair, start, end, options.frames)
+    walk = _film(pair, random_walk(start, 2 * options.frames, options.stride))
+    folder = held_out.run.figures  # only now, after all checks of images, is anything written
     figures.save_grid(folder / "interpolation.png", rows, interpolation_title(pair))
-    figures.save_gif(folder / "interpolation.gif", _there_and_back(pair, start, end, options.frames))
-    figures.save_gif(folder / "random-walk.gif", _film(pair, random_walk(start, 2 * options.frames, options.stride)))
+    figures.save_gif(folder / "interpolation.gif", between)
+    figures.save_gif(folder / "random-walk.gif", walk)
     return [folder / name for name in ("interpolation.png", "interpolation.gif", "random-walk.gif")]
 
 
 def _between_images(held_out: HeldOut, options: Arguments) -> list[Path]:
-    pair, folder = held_out.final, held_out.run.figures
+    pair = held_out.final
     images = _images(options.between, held_out)
     start, end = posterior_scenes(pair, images).split(1)
     ends = torch.ones(options.steps, *images.shape[1:])
     ends[0], ends[-1] = images.cpu()
     rows = [("given", ends), *interpolation_rows(pair, start, end, options.steps)]
+    between = _there_and_back(pair, start, end, options.frames)
+    folder = held_out.run.figures
     figures.save_grid(folder / "between.png", rows, interpolation_title(pair))
-    figures.save_gif(folder / "between.gif", _there_and_back(pair, start, end, options.frames))
+    figures.save_gif(folder / "between.gif", between)
     return [folder / name for name in ("between.png", "between.gif")]
 
 

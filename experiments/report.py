@@ -63,8 +63,6 @@ def main(arguments: list[str]) -> None:
     run = find_run(options.run)
     path = options.output or run.folder / "report.html"
     cli.check_output(path, suffix=".html")
-    if metrics := run.metrics():
-        save_curves(run.figures / "curves.png", metrics)
     try:
         content = page(run)
     except RecursionError:
@@ -77,16 +75,21 @@ def main(arguments: list[str]) -> None:
 
 
 def page(run: Run) -> str:
-    """Return the HTML page of a run; raises UserError if a file of the run is damaged."""
+    """Return the HTML page of a run, whose curves are drawn if no file of the run is damaged.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
     title = html.escape(run.folder.resolve().name)
-    sections = {
+    contents = {
         "Numbers": _numbers(run),
-        "Curves": _figure(run.figures / "curves.png", "Errors, KLs and multipliers of training"),
-        "Pictures": "".join(_figure(path, caption) for path, caption in _pictures(run)),
         "Configuration": f'<div class="columns">{_tables(run.read_json("config.json"))}</div>',
         "Environment": f'<div class="columns">{_tables(run.read_json("environment.json"))}</div>',
+        "Pictures": "".join(_figure(path, caption) for path, caption in _pictures(run)),
+        "Curves": _curves(run),  # last, because it writes a file
     }
-    sections = {name: content for name, content in sections.items() if content}
+    order = ("Numbers", "Curves", "Pictures", "Configuration", "Environment")
+    sections = {name: contents[name] for name in order if contents[name]}
     links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
     body = "".join(f'<h2 id="{name.lower()}">{name}</h2>{content}' for name, content in sections.items())
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
@@ -111,6 +114,13 @@ def _in_words(values: Values) -> Values:
         title(key): number(key, value) if isinstance(value, float) and split(key)[0] in QUANTITIES else value
         for key, value in values.items()
     }
+
+
+def _curves(run: Run) -> str:
+    path = run.figures / "curves.png"
+    if metrics := run.metrics():
+        save_curves(path, metrics)
+    return _figure(path, "Errors, KLs and multipliers of training")
 
 
 def _pictures(run: Run) -> list[tuple[Path, str]]:

@@ -20,14 +20,14 @@ from torch import Tensor
 from experiments import cli
 from experiments.config import Count, check_bounds, within
 from experiments.evaluation.held_out import SEED, HeldOut, checksum, segment
-from experiments.evaluation.reading import guide_trace, latents, scene_latents
+from experiments.evaluation.reading import checked, guide_trace, latents, scene_latents
 from experiments.systems import own_systems
 from pyro_lom import figures
 from pyro_lom.data.hdf5 import Scenes
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError, printable
 from pyro_lom.metrics.stacks import object_segments
-from pyro_lom.retrieval import Index
+from pyro_lom.retrieval import LARGEST, Index
 from pyro_lom.system import infer
 
 DESCRIPTION = """Retrieve training scenes that resemble held-out scenes, by s and then by one slot: retrieve.py RUN
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if not (held_out.final.model.scene_sites and held_out.final.model.slot_sites):
         raise UserError(f"{options.run} has no scene latent and slots to search by: name a run of a LOM")
     _check(options, held_out)
-    if "train" not in held_out.all_scenes.splits:
+    if not held_out.all_scenes.splits.get("train"):
         raise UserError(f"{options.run} is packed, without training scenes to search: name the run that it was made of")
     train = held_out.all_scenes.split("train")
     index = _index(held_out, train, min(options.num_scenes, len(train.images)))
@@ -130,6 +130,10 @@ def _latents(
     trace = guide_trace(pair, images, infer(held_out.system, images, [name])[name])
     scenes = scene_latents(pair.model, trace, mean=True)
     slots = pair.model.join(latents(pair.model, trace, mean=True))
+    if not all((part.abs() < LARGEST).all() for part in (scenes, slots)):
+        raise UserError(
+            "the latents of the model are NaN, infinite or too large, since its weights are too large: name another run"
+        )
     return scenes.cpu().numpy(), slots.cpu().numpy()
 
 
@@ -137,7 +141,7 @@ def _segments(held_out: HeldOut, slots: Float[np.ndarray, "B K Dz"]) -> UInt8[np
     """Render slots, and return the slot with the largest mask at each pixel."""
     model, drawn = held_out.final.model, torch.from_numpy(slots).to(held_out.device)
     with torch.no_grad():
-        return segment(model.render(model.split(drawn)).log_masks)
+        return segment(checked(model.render(model.split(drawn))).log_masks)
 
 
 def _largest_object(segments: UInt8[np.ndarray, "H W"]) -> int:

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     import installed  # noqa: F401
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,10 +13,10 @@ import numpy as np
 import pyro
 import torch
 import tyro
-from torch import Tensor
 
 from experiments import cli
 from experiments.config import Bound, Count, Natural, Positive, check_bounds
+from experiments.evaluation.drawing import Rows
 from experiments.evaluation.held_out import SEED, HeldOut, Values
 from experiments.evaluation.metrics import frechet_distances, pixel_pca
 from experiments.evaluation.reading import infer_batches, readjusted, reconstruct, sample_scenes
@@ -81,31 +82,30 @@ def main(arguments: list[str]) -> None:
             raise UserError(
                 f"{folder}: --no-modes has no effect, since this system draws all latents anyway: leave it out"
             )
-        for path in (*_samples(held_out, options), _reconstructions(held_out)):
+        for name, rows, title in [*_samples(held_out, options), _reconstructions(held_out)]:  # after checks of images
+            path = held_out.run.figures / f"{name}.png"
+            figures.save_grid(path, rows, title)
             print(printable(str(path)))
 
 
-def _samples(held_out: HeldOut, options: Arguments) -> list[Path]:
-    """Draw a picture for each pair, with the mean of many samples in the first column."""
-    paths = []
+def _samples(held_out: HeldOut, options: Arguments) -> Iterator[tuple[str, Rows, str]]:
+    """Yield the name, rows and title of a picture of each pair, with the mean of many samples in the first column."""
     for name, pair in reversed(held_out.system.items()):
         tau, num = options.temperature, options.num_scenes
         torch.manual_seed(SEED)
         if options.readjust:
             pair = readjusted(pair, tau, options.readjust)
         samples = sample_scenes(pair, max(_MEAN_OF, num), tau, by_modes=options.modes)
-        paths.append(held_out.run.figures / f"samples-{name}-slots.png")
         rows = []
         for label, images in _rows("image", samples):
             mean = torch.ones_like(images[0]) if label == "masks" else images.mean(0)
             rows.append((label, torch.cat([mean[None], images[:num]])))
         title = f"Samples of the {name} pair, tau = {tau:g}; first column: mean of {len(samples.image)}"
-        figures.save_grid(paths[-1], rows, title)
-    return paths
+        yield f"samples-{name}-slots", rows, title
 
 
 @torch.no_grad()
-def _reconstructions(held_out: HeldOut) -> Path:
+def _reconstructions(held_out: HeldOut) -> tuple[str, Rows, str]:
     scenes, (source, pair) = held_out.scenes, held_out.source
     torch.manual_seed(SEED)
     ((images, received),) = infer_batches(held_out.system, float_images(scenes.images))
@@ -116,13 +116,11 @@ def _reconstructions(held_out: HeldOut) -> Path:
         rows.append(("encoder's masks", figures.colour_masks(log_masks)))
     for name, one in held_out.system.items():
         rows += _rows(f"{name} VAE", reconstruct(one, images, received[name]))
-    path = held_out.run.figures / "reconstructions-slots.png"
     how = "segmented and reconstructed slot by slot" if pair.model.slot_sites else "reconstructed"
-    figures.save_grid(path, rows, f"Held-out scenes, {how}")
-    return path
+    return "reconstructions-slots", rows, f"Held-out scenes, {how}"
 
 
-def _rows(label: str, rendering: Rendering) -> list[tuple[str, Tensor]]:
+def _rows(label: str, rendering: Rendering) -> Rows:
     """Return rows of images, masks and single slots; images alone if the model has no masks."""
     if rendering.log_masks is None:
         return [(label, rendering.image)]

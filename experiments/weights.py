@@ -19,6 +19,7 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.config import Config, Model, to_dict
+from experiments.evaluation.held_out import Values
 from experiments.loading import KEPT_SCENES, find_run, load_run, read_config, read_origin
 from experiments.options import refuse_foreign_options
 from experiments.published import check_kept, from_published, read_published, to_published
@@ -157,14 +158,17 @@ def pack(folder: Path, target: Path) -> None:
     progress = run.progress()
     if not (run.folder / "summary.json").exists():
         raise UserError(f"{folder} is at step {progress.step} and not evaluated: finish it first with --resume")
+    run.read_json("summary.json", Values)  # refuses one that is damaged
     if not scenes.splits.get("test"):
         raise UserError(f"the data of {folder} have no scenes in a split test, and a packed run consists of such")
-    held_out = scenes.split("test", _NUM_PACKED)
+    held_out, objective = scenes.split("test", _NUM_PACKED), Objective(system)
+    if (run.folder / _KEPT).exists():
+        _read_kept(run.folder / _KEPT, config.model, objective)  # refuses a damaged file
 
     def fill(packed: Run) -> None:
         source = f"held-out scenes of {held_out.name}"
         write_scenes(packed.folder / KEPT_SCENES, held_out, source=source, seed=0, compression="gzip")
-        packed.save_checkpoint(msgspec.structs.replace(progress, data=""), Objective(system).state_dict(), {})
+        packed.save_checkpoint(msgspec.structs.replace(progress, data=""), objective.state_dict(), {})
         packed.write_json("summary.json", run.read_json("summary.json"))
         if (run.folder / _KEPT).exists():
             shutil.copyfile(run.folder / _KEPT, packed.folder / _KEPT)

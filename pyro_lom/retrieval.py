@@ -13,7 +13,8 @@ from sklearn.decomposition import PCA
 from pyro_lom.errors import UserError
 from pyro_lom.files import open_own, replacing
 
-_LARGEST = 1 << 30  # bytes of a file
+LARGEST = 1e15  # of a latent: sums of squares of larger ones may be no numbers of 32 bits
+_LARGEST_FILE = 1 << 30  # bytes
 
 
 class Index(NamedTuple):
@@ -58,7 +59,7 @@ class Index(NamedTuple):
         """
         try:
             with open_own(path) as own:
-                if (size := os.fstat(own.fileno()).st_size) > _LARGEST:
+                if (size := os.fstat(own.fileno()).st_size) > _LARGEST_FILE:
                     raise ValueError(f"it has {size} bytes")
             with safe_open(path, "numpy") as file:
                 about = file.metadata() or {}
@@ -74,8 +75,8 @@ class Index(NamedTuple):
         expected = [(num_scenes, scene_dim), (num_scenes, *self.slots.shape[1:]), (num_scenes, num_components)]
         expected += [(scene_dim,), (num_components, scene_dim), (num_components,)]
         for name, part, shape in zip(self._fields, self, expected, strict=True):
-            if part.dtype.kind != "f" or part.shape != shape or not np.isfinite(part).all():
-                raise ValueError(f"{name} is {part.dtype} {part.shape}, or not finite; expected {shape}")
+            if part.dtype.kind != "f" or part.shape != shape or not (np.abs(part) < LARGEST).all():
+                raise ValueError(f"{name} is {part.dtype} {part.shape}, or too large; expected {shape}")
         if self.slots.ndim != 3:
             raise ValueError(f"slots have shape {self.slots.shape}")
 

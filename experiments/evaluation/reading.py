@@ -59,7 +59,7 @@ def sample_batches(
             with poutine.trace() as tracer, temperature(tau), modes(*sites):
                 pair.model(num_scenes=min(size, num_scenes - first))
             rendering = render_trace(pair.model, tracer.trace, masks=masks)
-        yield _checked(rendering)
+        yield checked(rendering)
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def render_scenes(pair: Pair, scenes: Float[Tensor, "B Ds"]) -> Rendering:
     for batch in scenes.split(BATCH):
         with poutine.trace() as tracer, _Means(), modes(*model.mode_sites), _Scenes(model.scene_sites, batch):
             model(num_scenes=len(batch))
-        parts.append(_checked(render_trace(model, tracer.trace)))
+        parts.append(checked(render_trace(model, tracer.trace)))
     return join(parts)
 
 
@@ -126,7 +126,7 @@ def shuffled_batches(pair: Pair, slots: dict[str, Tensor]) -> Iterator[Rendering
     for batch in shuffled.split(BATCH):
         with torch.no_grad():
             rendering = pair.model.render(pair.model.split(batch))
-        yield _checked(rendering)
+        yield checked(rendering)
 
 
 def infer_batches(
@@ -150,10 +150,10 @@ def reconstruct(pair: Pair, images: Float[Tensor, "B C H W"], inferred: Any) -> 
     """Render a sample of the pair's posterior."""
     guided = guide_trace(pair, images, inferred)
     if pair.model.slot_sites:
-        return _checked(pair.model.render(latents(pair.model, guided)))
+        return checked(pair.model.render(latents(pair.model, guided)))
     with poutine.replay(trace=guided), poutine.trace() as tracer:
         pair.model(num_scenes=len(images))
-    return _checked(render_trace(pair.model, tracer.trace))
+    return checked(render_trace(pair.model, tracer.trace))
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def render_trace(model: Model, trace: Trace, *, masks: bool = True) -> Rendering
     return Rendering(trace.nodes["x"]["fn"].mean.squeeze(-4))
 
 
-def _checked(rendering: Rendering) -> Rendering:
+def checked(rendering: Rendering) -> Rendering:
     """Return a rendering; raises UserError if its images are NaN or infinite."""
     if not rendering.image.isfinite().all():
         raise UserError(

@@ -1,6 +1,7 @@
 """The processes of a run: one per device, or as torchrun started them."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,18 +18,26 @@ from pyro_lom.training.phase import Phase
 from pyro_lom.training.trainer import Interrupted
 
 _ERROR = "error of another process"
+_OF_TORCHRUN = ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "LOCAL_RANK", "RANK", "GROUP_RANK", "MASTER_PORT")
 
 
 def processes(devices: int) -> tuple[int, int]:
     """Return the numbers of processes per machine and of machines: torchrun's, or `devices` and 1.
 
     Raises:
-        UserError: `devices` is more than this machine can run.
+        UserError: `devices` is more than this machine can run, or the variables of torchrun are damaged.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         check_number("--devices", devices)
         return devices, 1
-    each, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    given = {name: os.environ.get(name, "0") for name in _OF_TORCHRUN}
+    remedy = "start the run with torchrun, or unset TORCHELASTIC_RUN_ID"
+    for name, value in given.items():
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise UserError(f"the environment variable {name} is {value!r} and no number: {remedy}")
+    each, total = int(given["LOCAL_WORLD_SIZE"]), int(given["WORLD_SIZE"])
+    if not 1 <= each <= total or total % each:
+        raise UserError(f"the environment variables LOCAL_WORLD_SIZE = {each} and WORLD_SIZE = {total} clash: {remedy}")
     return each, total // each
 
 

@@ -18,7 +18,7 @@ _PATIENCE = 10  # seconds that git may take, which can wait for a disk of the ne
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `environment.json`."""
 
-    commit: str | None  # None without git, or if it hangs
+    commit: str | None  # None without git, or if it hangs or prints too much
     job: str | None = None  # `job_name`
     python: str
     platform: str
@@ -36,16 +36,9 @@ def job_name() -> str | None:
 
 def environment() -> Environment:
     """Return the environment of this process."""
-    # Without its option, git locks and writes the index of the repository.
-    root, git = Path(__file__).parent.parent, ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(git, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE)
-        commit = found.stdout.decode(errors="backslashreplace").strip()  # a tag may not be UTF-8
-    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or hangs
-        commit = ""
     packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "h5py", "safetensors")
     return Environment(
-        commit=commit or None,
+        commit=_commit(),
         job=job_name(),
         python=platform.python_version(),
         platform=platform.platform(),
@@ -54,3 +47,19 @@ def environment() -> Environment:
         processes=distributed.get_world_size() if distributed.is_initialized() else 1,
         devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
     )
+
+
+def _commit() -> str | None:
+    # Without its option, git locks and writes the index of the repository.
+    root, git = Path(__file__).parent.parent, ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
+    output, given = os.pipe()  # holds 64 KiB: a git that prints more waits, and is stopped
+    os.set_blocking(output, False)
+    try:
+        silent = subprocess.DEVNULL
+        subprocess.run(git, cwd=root, stdin=silent, stdout=given, stderr=silent, timeout=_PATIENCE)
+        return os.read(output, 1 << 16).decode(errors="backslashreplace").strip() or None  # a tag may not be UTF-8
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or prints nothing, or hangs
+        return None
+    finally:
+        os.close(output)
+        os.close(given)

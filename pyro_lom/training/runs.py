@@ -27,6 +27,7 @@ _NUM_RECENT = 1000  # runs among which a restarted job looks for its own
 _LARGEST = 1 << 20  # bytes of a JSON file; a larger one is damaged
 _LARGEST_METRICS = 32 << 20
 _LARGEST_NUMBER = 1e308  # of a float
+_MOST_METRICS = 1000  # names, each a curve of the report
 
 
 class Run:
@@ -153,7 +154,7 @@ class Run:
         Raises:
             UserError: a line contains no metrics of a step, or the file cannot be read.
         """
-        path, rows = self.folder / "metrics.jsonl", []
+        path, rows, names = self.folder / "metrics.jsonl", [], set()
         try:
             lines = read_own(path, _LARGEST_METRICS).split(b"\n") if path.exists() else []
         except (OSError, ValueError) as error:
@@ -165,6 +166,9 @@ class Run:
                     raise msgspec.ValidationError("`step` is not a number of steps")
                 if any(abs(value) > _LARGEST_NUMBER for value in row.values()):
                     raise msgspec.ValidationError("a number is too large")
+                if len(names.union(row)) > _MOST_METRICS:
+                    raise msgspec.ValidationError("the metrics have too many names")
+                names.update(row)
                 rows.append(row)
             except (RecursionError, ValueError, msgspec.MsgspecError) as error:
                 raise UserError(f"{path}: line {number} contains no metrics ({error}): remove it") from error

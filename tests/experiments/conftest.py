@@ -73,14 +73,24 @@ def alone(tmp_path_factory, tiny_alone):
 
 
 @pytest.fixture
-def huge(finished, tmp_path):
+def filled(finished, tmp_path):
+    """`filled(part, number)` is the folder of a run that has this number as all weights of a part, and their digest."""
+
+    def fill(part, number):
+        run = Run(shutil.copytree(finished, tmp_path / "filled"))
+        progress, weights, optimizer = run.load_checkpoint()
+        changed = {name: torch.full_like(tensor, number) for name, tensor in weights.items() if part in name}
+        assert changed
+        run.save_checkpoint(progress, weights | changed, optimizer)
+        return run.folder
+
+    return fill
+
+
+@pytest.fixture
+def huge(filled):
     """The folder of a run whose decoders have weights of 1e38, with the right digest."""
-    run = Run(shutil.copytree(finished, tmp_path / "huge"))
-    progress, weights, optimizer = run.load_checkpoint()
-    changed = {name: torch.full_like(tensor, 1e38) for name, tensor in weights.items() if ".decoder." in name}
-    assert changed
-    run.save_checkpoint(progress, weights | changed, optimizer)
-    return run.folder
+    return filled(".decoder.", 1e38)
 
 
 @pytest.fixture

@@ -42,6 +42,22 @@ def test_torchrun_decides_for_itself(monkeypatch):
     assert processes(3) == (2, 4)
 
 
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "WORLD_SIZE", "LOCAL_RANK", "RANK", "GROUP_RANK", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["x", "", "-1", "9" * 30, "\x1b"])
+def test_variables_of_torchrun_are_numbers(monkeypatch, name, value):
+    torchrun(monkeypatch, **{"TORCHELASTIC_RUN_ID": "here", "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 8, name: value})
+    with pytest.raises(UserError, match=f"^the environment variable {name} is '.*' and no number: start"):
+        processes(1)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"WORLD_SIZE": 2}, {"WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 2}])
+def test_sizes_of_torchrun_fit(monkeypatch, sizes):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    torchrun(monkeypatch, TORCHELASTIC_RUN_ID="here", **sizes)
+    with pytest.raises(UserError, match="^the environment variables LOCAL_WORLD_SIZE = . and WORLD_SIZE = . clash"):
+        processes(1)
+
+
 @pytest.mark.parametrize(("cores", "most"), [(8, 8), (1, 2), (None, 2)])
 def test_no_more_processes_than_cores(monkeypatch, cores, most):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)

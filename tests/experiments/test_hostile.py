@@ -125,7 +125,9 @@ def run(finished, tmp_path):
 @pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
 def test_the_report_refuses_wrong_files(name, content, run, refusal):
     write(run / f"{name}.json", content)
+    shutil.rmtree(run / "figures")
     assert refusal(report.main, run).startswith(f"{run}/{name}.json cannot be read: ")
+    assert not (run / "figures").exists()  # nothing is drawn before
 
 
 @pytest.mark.parametrize(

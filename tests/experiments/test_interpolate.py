@@ -1,6 +1,7 @@
 """interpolate.py: a strip and GIFs between samples of the prior, held-out scenes or files."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +25,13 @@ def picture(tmp_path):
     path = tmp_path / "mine.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)).save(path)
     return path
+
+
+def test_nothing_is_drawn_before_all_images_are_checked(run, refusal, monkeypatch):
+    shutil.rmtree(run / "figures")
+    monkeypatch.setattr(sys.modules["experiments.interpolate"], "random_walk", lambda *_: torch.full((2, 4, 32), 1e38))
+    assert refusal(main, run).startswith("the images of the model are NaN or infinite, since its weights are too")
+    assert not list(run.glob("figures/*"))
 
 
 @pytest.mark.parametrize(

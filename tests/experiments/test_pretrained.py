@@ -55,6 +55,21 @@ def test_a_packed_run_has_the_weights_and_scenes_of_the_run(packed, finished):
     assert (packed / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
+@pytest.mark.parametrize("summary", ["[]", '{"a": ' * 900 + "1" + "}" * 900, '{"rmse_ordered": [1]}'])
+def test_a_run_with_a_damaged_summary_is_not_packed(finished, refusal, tmp_path, summary):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "summary.json").write_text(summary)
+    assert refusal(weights_main, "pack", run, "small").startswith(f"{run}/summary.json cannot be read: ")
+    assert not Path("small").exists()
+
+
+def test_damaged_imported_tensors_are_not_packed(finished, refusal, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "published.safetensors").write_bytes(bytes(100))
+    line = f"{run}/published.safetensors is damaged: import the weights again"
+    assert refusal(weights_main, "pack", run, "small") == line
+
+
 def test_a_packed_run_names_no_place_of_the_machine(alone, tiny, command):
     code, _, err = command(fit_main, *tiny, "--orderless", alone)
     assert code == 0, err
@@ -112,6 +127,9 @@ def test_other_names_are_refused_with_those_that_exist(name, named, refusal):
 
 
 def test_a_packed_run_has_no_training_scenes_to_retrieve_from(named, refusal):
+    assert "is packed, without training scenes to search" in refusal(retrieve_main, named)
+    with h5py.File(loading.PRETRAINED / "tiny" / "scenes.h5", "r+") as file:
+        file.attrs["split_train"] = [0, 0]
     assert "is packed, without training scenes to search" in refusal(retrieve_main, named)
 
 

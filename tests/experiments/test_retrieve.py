@@ -48,6 +48,19 @@ def test_a_half_built_index_is_never_left(command, run, monkeypatch):
     assert not list(run.glob("retrieval*"))
 
 
+@pytest.mark.parametrize("part", ["ordered.guide.scene_posterior.", "orderless.guide."])
+@pytest.mark.parametrize("number", [1e20, 1e38])
+def test_weights_of_useless_latents(refusal, filled, part, number):
+    run = filled(part, number)
+    assert refusal(main, run).startswith("the latents of the model are NaN, infinite or too large, since its weights")
+    assert not list(run.glob("retrieval*"))
+
+
+def test_weights_that_render_no_images(command, huge):
+    code, _, err = command(main, huge)
+    assert code == 2 and err.splitlines()[-1].startswith("error: the images of the model are NaN or infinite, since")
+
+
 def test_mistakes(refusal, run, alone):
     assert refusal(main, run, "--queries", "16") == "--queries 16: held-out scenes go from 0 to 15"
     assert refusal(main, run, "--queries") == "--queries needs one or more numbers of held-out scenes, from 0 to 15"

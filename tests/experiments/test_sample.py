@@ -63,6 +63,13 @@ def test_weights_that_render_no_images(refusal, huge):
     assert refusal(main, huge).startswith("the images of the model are NaN or infinite, since its weights are too")
 
 
+def test_pictures_are_drawn_after_all_checks(refusal, filled):
+    run = filled("ordered.guide.order_net.", 3e38)  # samples are finite, reconstructions are not
+    shutil.rmtree(run / "figures")
+    assert refusal(main, run).startswith("the images of the model are NaN or infinite, since its weights are too")
+    assert not list(run.glob("figures/*"))
+
+
 def test_a_sweep_with_nowhere_to_go_is_refused_before_it_starts(refusal, run):
     line = refusal(main, run, "--sweep", "--output", "missing/sweep.png")
     assert line == "--output missing/sweep.png: name a file in a folder that exists"

@@ -48,6 +48,12 @@ def test_git_is_not_waited_for(as_git, monkeypatch):
     assert environment().commit is None
 
 
+def test_a_git_that_floods_its_output_is_stopped(as_git, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.5)
+    as_git("exec cat /dev/zero")
+    assert environment().commit is None
+
+
 def test_a_tag_that_is_not_utf_8_is_escaped(as_git):
     as_git(r"printf '\351t\351'")
     assert environment().commit == r"\xe9t\xe9"

@@ -395,6 +395,7 @@ NOT_METRICS = [
     f'{{"step": 5, "loss": -{"9" * 310}}}',
     f'{{"step": 1{"0" * 5000}}}',
     "[" * 100_000,
+    '{"step": 5, ' + ", ".join(f'"{name}": 1' for name in range(1000)) + "}",
 ]
 
 
