@@ -1,9 +1,9 @@
 """GENESIS-v2 with independent slots: its options and presets."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.config import Config, Count, Natural, NotNegative, Train, Width
 from experiments.systems import published
@@ -41,7 +41,7 @@ def small_encoder(kind: str, image_shape: ImageShape, **sizes: int | None) -> Co
 
 @dataclass(frozen=True)
 class GenesisV2Networks:
-    """Options of the networks of GENESIS-v2's guide."""
+    """Options of GENESIS-v2's guide."""
 
     encoder: Literal["published", "compact", "glimpse", "regions"] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
@@ -52,13 +52,18 @@ class GenesisV2Networks:
     """Hidden units in the bottleneck of the encoder's UNet; by default 128 as published, or in the compact encoder
     2 encoder_width."""
 
-    def make_networks(self, slot_dim: int, image_shape: ImageShape) -> dict[str, nn.Module]:
-        """Build the encoder and the readout, as keyword arguments of the guide."""
+    fixed_clusters: Natural = 0
+    """First steps in which the clusters do not learn, and the decoder learns from the initial ones (departure)."""
+
+    def make_networks(self, slot_dim: int, image_shape: ImageShape) -> dict[str, Any]:
+        """Build the encoder and the readout; return keyword arguments of the guide."""
         if self.encoder == "published":
             encoder = PixelEncoder(image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden or 128)
-            return {"encoder": encoder, "readout": SlotReadout(slot_dim, width=self.encoder_width)}
-        encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden)
-        return {"encoder": encoder, "readout": encoder.make_readout(slot_dim)}
+            readout = SlotReadout(slot_dim, width=self.encoder_width)
+        else:
+            encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width, bottleneck=self.encoder_hidden)
+            readout = encoder.make_readout(slot_dim)
+        return {"encoder": encoder, "readout": readout, "fixed_clusters": self.fixed_clusters}
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,6 @@ class GenesisV2Inference(GenesisV2Networks):
 
     kind: ClassVar[str] = "genesis-v2"
 
-    fixed_clusters: Natural = 0
-    """First steps in which the clusters do not learn, and the decoder learns from the initial ones (departure)."""
     free_nats_per_dim: NotNegative = 0.0
     """Floor of the KL of all slots of a scene, in nats per dimension of a slot; 0 as published."""
 
@@ -80,8 +83,7 @@ class GenesisV2Inference(GenesisV2Networks):
             slot_dim=slots.slot_dim,
             likelihood=slots.make_likelihood(),
         )
-        networks = self.make_networks(slots.slot_dim, image_shape)
-        guide = GenesisV2Guide(model, **networks, fixed_clusters=self.fixed_clusters)
+        guide = GenesisV2Guide(model, **self.make_networks(slots.slot_dim, image_shape))
         free_nats = {"o": FreeNats.constant(self.free_nats_per_dim * slots.slot_dim)}
         return Pair(model, guide, slots.criterion(image_shape, free_nats))
 

@@ -26,6 +26,7 @@ def shrunk(config, *, sizes=8, counts=2, steps=4):
     def at_most(section, limit):
         numbers = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
         smaller = {name: min(value, limit) for name, value in numbers.items() if type(value) is int}
+        smaller |= {name: 0 for name in numbers if name == "fixed_clusters"}  # all weights are to move
         smaller |= {name: (1, 1) for name, value in numbers.items() if type(value) is tuple}
         return dataclasses.replace(section, **smaller)
 

@@ -154,12 +154,10 @@ def test_the_embedding_of_the_region_encoder_is_one_for_each_object():
     assert within < 0.2 * between
 
 
-def test_the_region_encoder_takes_grey_images_and_the_glimpse_encoder_refuses_them():
+def test_the_region_encoder_takes_grey_images():
     embedding, features = RegionEncoder((1, 32, 32), width=8)(torch.rand(2, 1, 32, 32))
     assert embedding.shape == (2, EMBEDDING_DIM, 32, 32) and features.shape[2:] == (32, 32)
-    GenesisV2Networks(encoder="regions").make_networks(SLOT_DIM, (1, 32, 32))
-    with pytest.raises(UserError, match="requires colour images, and these are grey: choose another encoder"):
-        GenesisV2Networks(encoder="glimpse").make_networks(SLOT_DIM, (1, 32, 32))
+    GenesisV2(encoder="regions").build((1, 32, 32), Train())
 
 
 @pytest.mark.parametrize("slot_dim", [5, 8])
