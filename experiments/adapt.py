@@ -8,11 +8,13 @@ import numpy as np
 import torch.nn.functional as F
 
 from experiments.config import Config
+from experiments.systems.options import check_image_size
 from pyro_lom.data.minibatches import float_images
+from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import explained_variance, region_segments, smooth_error
 from pyro_lom.networks.regions import edges
 
-ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train.steps")
+ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train.steps", "model.geco.relax-at")
 """The options that `adapt` sets."""
 
 _LOOKED_AT = 64  # images
@@ -20,6 +22,7 @@ _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SMALLEST = 0.005  # share of an image, below which a segment does not count
 _FLAT = 0.03  # RMSE of smooth colours in segments, below which objects have flat colours
 _K = (4, 10)  # least and largest number of slots
+_STEPS, _MINUTES = (6_000, 17_000), 20  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
 
@@ -37,16 +40,16 @@ class Look(NamedTuple):
     """RMSE of smooth colours in segments, per pixel and channel."""
 
 
-def look(images: np.ndarray, seed: int = 0) -> Look:
+def look(images: np.ndarray) -> Look:
     """Cluster some of the images (N, H, W, C), uint8, with the encoder `regions` before any training."""
-    chosen = np.random.default_rng(seed).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
+    chosen = np.random.default_rng(0).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
     images = float_images(images[np.sort(chosen)])
-    segments = region_segments(images, _MANY, seed)
+    segments = region_segments(images, _MANY)
     sizes = F.one_hot(segments.flatten(1)).float().mean(1)
     return Look(
         num_images=len(images),
         edges=edges(images).item(),
-        num_segments=round((sizes > _SMALLEST).sum(1).float().quantile(0.9).item()),
+        num_segments=round((sizes > _SMALLEST).sum(1).float().quantile(0.9, interpolation="higher").item()),
         explained=explained_variance(images, segments),
         rmse=smooth_error(images, segments).mean().sqrt().item(),
     )
@@ -56,11 +59,20 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     """Look at the images (N, H, W, C), uint8, and set those of `ADAPTED` that are in `options`.
 
     Returns:
-        The configuration, and lines for a person: what was seen, and each value with its reason.
+        The configuration, and lines for a person: what was seen, and each value with its reason. Without images, the
+        configuration does not change.
+
+    Raises:
+        UserError: one of `options` is not in `ADAPTED`, or models do not support the size of the images.
     """
-    seen = look(images, config.seed)
+    if unknown := sorted(set(options) - set(ADAPTED)):
+        raise UserError(f"{unknown[0]} is not adapted to images: choose among {', '.join(ADAPTED)}")
+    check_image_size((images.shape[3], *images.shape[1:3]))
+    if len(images) == 0:
+        return config, []
+    seen = look(images)
     lines = [
-        f"looked at {seen.num_images} images: 90 % have at most {seen.num_segments} segments; {seen.edges:.0%} of "
+        f"looked at {seen.num_images} images: 90% have at most {seen.num_segments} segments; {seen.edges:.0%} of "
         f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "
         f"the variance, with an RMSE of {seen.rmse:.3f}"
     ]
@@ -78,11 +90,11 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     target = round(0.015 + 0.9 * seen.rmse, 3)
     propose("model.geco.target-rmse", target, "0.015 and nine tenths of the RMSE of smooth colours in segments")
     size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2
-    steps = int(min(max(17_000 / size, 6_000), 17_000)) // 1000 * 1000
-    propose("train.steps", steps, "about 20 minutes on two cores, with 6,000 to 17,000 steps")
+    steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
+    propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")
     relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
-    lines.append(f"a target that is not reached at step {relax_at} of a pair becomes 5 % more than the error of then")
-    return _with(config, ["model", "geco", "relax_at"], relax_at), lines
+    propose("model.geco.relax-at", relax_at, "if the target is not reached then, it becomes 5% more than the error")
+    return config, lines
 
 
 def _with(options: Any, path: list[str], value: float) -> Any:

@@ -253,7 +253,7 @@ def fit(
 
         test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
 
-        targets = _targets(system)
+        targets: dict[str, float | None] = {}  # the last ones that the log has
 
         def preview(step: int) -> None:
             draw(system, test, run, seed=config.seed, step=step)
@@ -265,7 +265,7 @@ def fit(
             for name, rmse in _targets(system).items():
                 if rmse != targets[name]:
                     targets[name] = rmse
-                    tell(f"by step {step} the {name} pair did not reach its target, which is now an RMSE of {rmse:.3f}")
+                    tell(f"by step {step} the target of the {name} pair was relaxed to an RMSE of {rmse:.3f}")
 
         compiled = compile and compile_networks(objective, tell)
         trainer = Trainer(
@@ -299,6 +299,7 @@ def fit(
         tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
         for line in [*remarks(scenes), *reasons] if not goes_on else ():
             tell(line)
+        targets |= _targets(system)
         try:
             trainer.fit()
         except (Interrupted, NonFiniteLoss) as end:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_lom.elbo import Terms, TraceScene_ELBO, per_scene
 from pyro_lom.errors import UserError
 
-_SLACK = 1.05**2  # the square of the ratio of a relaxed target to the error, as RMSE
+_RELAXED = 1.05**2  # the square of the ratio of a relaxed target to the error, as RMSE
 
 
 class Target(NamedTuple):
@@ -171,9 +171,11 @@ class Geco(FreeNatsELBO):
         self.target = target
         self.step_size, self.speedup, self.bounds = step_size, speedup, bounds
         self.goal_relative, self.warm_start, self.ema_decay = goal_relative, warm_start, ema_decay
-        self.relax_at, self.goal = relax_at, target.nats  # the error to reach now, nats per scene
-        if relax_at is not None:
-            del self.goal
+        self.relax_at = relax_at
+        # The error to reach now, nats per scene.
+        if relax_at is None:
+            self.goal = target.nats
+        else:
             self.register_buffer("goal", torch.tensor(target.nats))
         self.register_buffer("parameter", torch.tensor(float(initial)))
         self.register_buffer("error_ema", torch.zeros(()))
@@ -193,7 +195,7 @@ class Geco(FreeNatsELBO):
         decay = torch.where(self.num_updates <= self.warm_start, 0.0, self.ema_decay)
         self.error_ema.copy_(decay * self.error_ema + (1 - decay) * error)
         if self.relax_at is not None:
-            reachable = self.target.floor + _SLACK * (self.error_ema - self.target.floor)
+            reachable = self.target.floor + _RELAXED * (self.error_ema - self.target.floor)
             relax = (self.num_updates == self.relax_at) & (self.error_ema > self.goal)
             self.goal.copy_(torch.where(relax, reachable, self.goal))
         slack = self.goal - self.error_ema  # positive once the constraint is met

@@ -196,18 +196,18 @@ _SMALL = (
 RENDERED_SMALL = tuple(map(_small, _SMALL))
 """Small LOMs on rendered scenes, which train in 25 minutes on one thread."""
 
-_BASE = RENDERED_SMALL[0]
+_ROOMS = RENDERED_SMALL[0]
 
 OWN = replace(
-    _BASE,
+    _ROOMS,
     preset="lom-genesis-v2-own",
     model=replace(
-        _BASE.model,
-        orderless=replace(_BASE.model.orderless, encoder="regions", fixed_clusters=2000),
-        geco=replace(_BASE.model.geco, target_rmse=0.05, relax_at=5600),
+        _ROOMS.model,
+        orderless=replace(_ROOMS.model.orderless, encoder="regions", fixed_clusters=2000),
+        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=5600),
     ),
     data=Data(path="my_images", image_size=64),
-    train=replace(_BASE.train, preview_every=1000),
+    train=replace(_ROOMS.train, preview_every=1000),
 )
 """A small LOM for one's own images. The command adapts some of the options to them (`experiments/adapt.py`)."""
 

@@ -135,8 +135,8 @@ class Geco:
     warm_start: Natural = 0
     """Number of first steps without updates of the multiplier. In EMORL's rule the multiplier is then 1."""
     relax_at: Count | None = None
-    """Step of a pair at which a target that it has not reached is replaced by 5 % more than the average error of that
-    moment, as RMSE; None keeps the target (departure)."""
+    """Step of each pair at which a target below the average error becomes 5 % more than this error, as RMSE; None keeps
+    the target (departure). If the orderless pair trains first, the ordered pair begins with its target."""
     goal_relative: bool = False
     """Divide the constraint by the target's distance from a perfect reconstruction and clamp it to [-1, 1]
     (departure for short trainings)."""
@@ -266,7 +266,7 @@ class PairedOptions(SlotOptions):
         if first_steps == 0:
             return [phase(train)]
 
-        def start_from_the_orderless_decoder() -> None:
+        def start_from_the_orderless_pair() -> None:
             orderless, ordered = system["orderless"], system["ordered"]
             ordered.model.decoder.load_state_dict(orderless.model.decoder.state_dict())
             if self.geco.relax_at is not None and isinstance(ordered.criterion, GecoRule):
@@ -278,7 +278,7 @@ class PairedOptions(SlotOptions):
             batch_size=schedule.ordered_batch_size or train.batch_size,
             learning_rate=schedule.ordered_learning_rate or train.learning_rate,
             pairs=("ordered",),
-            prepare=start_from_the_orderless_decoder,
+            prepare=start_from_the_orderless_pair,
         )
         return [phase(train, steps=first_steps, pairs=("orderless",)), ordered][: 1 if ordered.steps == 0 else 2]
 

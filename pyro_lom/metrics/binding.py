@@ -8,12 +8,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_lom.metrics.ari import adjusted_rand_index
-from pyro_lom.networks.pixel_encoders import RegionEncoder
+from pyro_lom.networks.pixel_encoders import RegionEncoder, colours_and_places_of_regions, hue_and_brightness
 from pyro_lom.networks.stick_breaking import InstanceColouring, pixel_grid
 
 _USUAL = 7  # slots
 _BATCH = 64  # scenes at once, which limits memory
 _OTHER_SEED = "try another --seed or a smaller --model.slot-dim"
+_OTHER_IMAGES = "larger or smoother images, or larger networks on a GPU, may help"
 
 
 class Binding(NamedTuple):
@@ -41,12 +42,15 @@ class Binding(NamedTuple):
                 f"slots ignore objects: they cut every scene alike (ARI {self.sameness:.2f} between scenes); "
                 f"{_OTHER_SEED}"
             )
-        if self.explainable < 0.4 or self.explained < 0.35 * self.explainable:
+        if self.explainable < 0.4:
+            return (
+                f"slots may not bind: smooth colours in regions explain only {self.explainable:.0%} of the variance of "
+                f"these images; {_OTHER_IMAGES}"
+            )
+        if self.explained < 0.35 * self.explainable:
             return (
                 f"slots seem to ignore objects: smooth colours in their segments explain {self.explained:.0%} of the "
-                f"variance, and {self.explainable:.0%} in segments of regions; more slots (--model.num-slots), larger "
-                "or smoother images (--data.image-size), or the networks of the paper on a GPU (preset "
-                "lom-genesis-v2-objects-room) may help"
+                f"variance, and {self.explainable:.0%} in regions; {_OTHER_SEED}; more slots, {_OTHER_IMAGES}"
             )
         if self.stability < 0.8 and self.explained < 0.45 * self.explainable:  # otherwise only a background differs
             return (
@@ -73,15 +77,18 @@ def binding(
 
 @torch.no_grad()
 def region_segments(images: Float[Tensor, "B C H W"], num_slots: int, seed: int = 0) -> Integer[Tensor, "B H W"]:
-    """Return the segments of an untrained `RegionEncoder` and GENESIS-v2's clustering into `num_slots` masks."""
+    """Return the segments of the initial clusters of `RegionEncoder`, with GENESIS-v2's clustering into `num_slots`."""
     colouring, segments = InstanceColouring(num_slots), []
     colouring.load_state_dict(InstanceColouring(_USUAL).state_dict())  # clusters as wide as usual
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = RegionEncoder(tuple(images.shape[1:]), width=8)
-        for batch in images.cpu().split(_BATCH):
-            scores = torch.rand(len(batch), 1, *batch.shape[2:])
-            segments.append(colouring(encoder(batch).embedding, scores).argmax(-4).squeeze(-3))
+    weights = RegionEncoder.initial_weights(images.shape[1])[:, None, None]
+    generator = torch.Generator().manual_seed(seed)
+    for batch in images.cpu().split(_BATCH):
+        colours, places = colours_and_places_of_regions(batch)
+        embedding = torch.cat(
+            [weights * hue_and_brightness(colours, dim=1), RegionEncoder.PLACE_WEIGHT * places], dim=1
+        )
+        scores = torch.rand(len(batch), 1, *batch.shape[2:], generator=generator)
+        segments.append(colouring(embedding, scores).argmax(-4).squeeze(-3))
     return torch.cat(segments).to(images.device)
 
 

@@ -158,11 +158,16 @@ class GlimpseEncoder(CompactPixelEncoder):
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         channels = image_shape[0]
         super().__init__(image_shape, width=width, bottleneck=bottleneck)
-        self.colour_map = nn.Parameter(torch.tensor([0.8] * channels + [0.5]))
+        self.colour_map = nn.Parameter(self.initial_weights(channels))
         self.colour_channels = slice(self.NUM_LEARNED, self.NUM_LEARNED + channels)
         self.num_glimpsed = (1 + channels) * self.GLIMPSE**2
         axis = torch.linspace(-1, 1, self.GLIMPSE)
         self.register_buffer("frame", torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1), persistent=False)
+
+    @staticmethod
+    def initial_weights(num_channels: int) -> Float[Tensor, "C_and_1"]:
+        """Return the initial weights of the hue, one for each channel, and of the brightness."""
+        return torch.tensor([0.8] * num_channels + [0.5])
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
@@ -217,14 +222,24 @@ class RegionEncoder(GlimpseEncoder):
     large. Two objects of one hue have different embeddings, because their places differ.
     """
 
+    PLACE_WEIGHT = 0.85
+
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         super().__init__(image_shape, width=width, bottleneck=bottleneck)
-        self.place_weight = nn.Parameter(torch.tensor(0.85))
+        self.place_weight = nn.Parameter(torch.tensor(self.PLACE_WEIGHT))
 
     def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
         """Return the hues and places of regions."""
-        averages = average_over_regions(torch.cat([images, grid], dim=1), images)
-        return super().given(*averages.split([images.shape[1], 2], dim=1))
+        return super().given(*colours_and_places_of_regions(images))
+
+
+def colours_and_places_of_regions(
+    images: Float[Tensor, "B C H W"],
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
+    """Return the mean colour and the mean place of each pixel's region."""
+    grid = pixel_grid(*images.shape[-2:], device=images.device).expand(len(images), -1, -1, -1)
+    averages = average_over_regions(torch.cat([images, grid], dim=1), images)
+    return averages.split([images.shape[1], 2], dim=1)
 
 
 class MomentsReadout(nn.Module):

@@ -108,6 +108,18 @@ class TestLoss:
         assert not list(geco.parameters())
 
 
+class TestReport:
+    @pytest.mark.parametrize("kind", RULES)
+    def test_errors_are_reported_as_rmse_beside_their_target(self, kind):
+        geco = rule(kind, initial=2.0)
+        expected = {"rmse": TARGET.rmse(130.0), "rmse_target": TARGET.rmse(100.0), "multiplier": geco.multiplier.item()}
+        assert geco.report(130.0) == expected
+        assert 0 < expected["rmse_target"] < expected["rmse"]
+
+    def test_no_weight_is_penalised(self):
+        assert rule().penalty(*tiny_pair()) == 0
+
+
 def target_rmse(geco):
     return geco.report(0.0)["rmse_target"]
 
