@@ -20,7 +20,7 @@ ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train
 _LOOKED_AT = 64  # images
 _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SMALLEST = 0.005  # share of an image, below which a segment does not count
-_FLAT = 0.03  # RMSE of smooth colours in segments, below which objects have flat colours
+_SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, 10)  # least and largest number of slots
 _STEPS, _MINUTES = (6_000, 17_000), 20  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _RELAX_AT = 0.7  # share of the orderless pair's steps
@@ -85,8 +85,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
 
     num_slots = min(max(seen.num_segments + 1, _K[0]), _K[1])
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
-    flat = seen.rmse < _FLAT
-    propose("model.slot-dim", 12 if flat else 16, f"segments have {'flat' if flat else 'shaded or textured'} colours")
+    propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
     target = round(0.015 + 0.9 * seen.rmse, 3)
     propose("model.geco.target-rmse", target, "0.015 and nine tenths of the RMSE of smooth colours in segments")
     size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2

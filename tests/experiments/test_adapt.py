@@ -49,7 +49,7 @@ def test_grey_and_large_images_can_be_looked_at():
 def test_every_value_has_a_reason():
     config, lines = adapt(OWN, discs())
     assert config.model.num_slots in (6, 7)
-    assert (config.model.slot_dim, config.train.steps) == (12, 17_000)
+    assert (config.model.slot_dim, config.train.steps) == (16, 17_000)
     assert config.model.geco.target_rmse < OWN.model.geco.target_rmse
     assert config.model.geco.relax_at == pytest.approx(0.7 * config.model.first_steps(config.train), abs=1)
     for option in ADAPTED:
