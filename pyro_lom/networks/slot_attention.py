@@ -71,7 +71,7 @@ class StochasticSlotAttention(nn.Module):
     def start(
         self, pixels: Float[Tensor, "B N width"], noise: Float[Tensor, "*batch K Dz"]
     ) -> Float[Tensor, "*batch K two_Dz"]:
-        """Return the raw parameters of the first posterior, before any layer. `noise` is that of its sample."""
+        """Return the raw parameters of the first posterior, before any layer. Its sample has the noise `noise`."""
         return self.initial.expand(*noise.shape[:-1], -1)
 
     def forward(
