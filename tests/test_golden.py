@@ -66,7 +66,7 @@ def losses_of_five_steps(system, networks):
     return [take_step(tiny_images(), 1e-3).loss.item() for _ in range(5)]
 
 
-@pytest.mark.parametrize(("system", "networks"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("system", "networks"), CASES, ids=[" ".join(case) for case in CASES])
 def test_losses_are_what_they_were(system, networks):
     assert losses_of_five_steps(system, networks) == pytest.approx(GOLDEN[system, networks], rel=1e-4)
 

@@ -29,11 +29,12 @@ class Autoregressive(PairedOptions):
     """Units of the LSTM of the slot prior."""
 
     def build(self, image_shape: ImageShape, train: Train) -> System:
-        return self._build(image_shape)
+        return self._build(image_shape, train)
 
     def _build(
         self,
         image_shape: ImageShape,
+        train: Train,
         scene: SceneOptions | None = None,
         free_nats: dict[str, FreeNats] | None = None,
     ) -> System:
@@ -48,7 +49,8 @@ class Autoregressive(PairedOptions):
         guide = AutoregressiveGuide(
             model, orderless.guide, **(scene.make_scene_posterior(self.slot_dim) if scene else {})
         )
-        ordered = Pair(model, guide, self.criterion(image_shape, free_nats), reads="orderless")
+        criterion = self.ordered_geco(train).criterion(image_shape, image_scale=self.image_scale, free_nats=free_nats)
+        ordered = Pair(model, guide, criterion, reads="orderless")
         return {"orderless": orderless, "ordered": ordered}
 
 
@@ -60,7 +62,7 @@ class SceneAutoregressive(SceneOptions, Autoregressive):
 
     def build(self, image_shape: ImageShape, train: Train) -> System:
         free_nats = self.scene_free_nats(train.steps - self.first_steps(train))
-        return self._build(image_shape, self, free_nats)
+        return self._build(image_shape, train, self, free_nats)
 
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
         super().check(train)

@@ -85,7 +85,8 @@ class Lom(SceneOptions, PairedOptions):
         if not self.order_aware_scales:
             guide.order_net = guide.scale_head = None
         free_nats = self.scene_free_nats(train.steps - self.first_steps(train))
-        ordered = Pair(model, guide, self.criterion(image_shape, free_nats), reads="orderless")
+        criterion = self.ordered_geco(train).criterion(image_shape, image_scale=self.image_scale, free_nats=free_nats)
+        ordered = Pair(model, guide, criterion, reads="orderless")
         return {"orderless": orderless, "ordered": ordered}
 
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
@@ -198,16 +199,25 @@ RENDERED_SMALL = tuple(map(_small, _SMALL))
 
 _ROOMS = RENDERED_SMALL[0]
 
+_OWN_STEPS = 6000  # of the orderless pair
+
 OWN = replace(
     _ROOMS,
     preset="lom-genesis-v2-own",
     model=replace(
         _ROOMS.model,
+        decoder="frame",
+        decoder_width=96,
         orderless=replace(_ROOMS.model.orderless, encoder="regions", fixed_clusters=2000),
-        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=5600),
+        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
+        schedule=replace(
+            _ROOMS.model.schedule,
+            orderless_first=_OWN_STEPS / (_OWN_STEPS + _ORDERED_STEPS),
+            ordered_learning_rate=1e-3,
+        ),
     ),
     data=Data(path="my_images", image_size=64),
-    train=replace(_ROOMS.train, preview_every=1000),
+    train=replace(_ROOMS.train, steps=_OWN_STEPS + _ORDERED_STEPS, learning_rate=8e-3, preview_every=1000),
 )
 """A small LOM for one's own images. The command adapts some of the options to them (`experiments/adapt.py`)."""
 

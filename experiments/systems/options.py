@@ -11,7 +11,13 @@ from pyro_lom.errors import UserError
 from pyro_lom.geco import AdditiveGeco, FreeNats, MultiplicativeGeco, Target
 from pyro_lom.geco import Geco as GecoRule
 from pyro_lom.likelihoods import GaussianLikelihood, MixtureLikelihood
-from pyro_lom.networks.decoders import BroadcastDecoder, DeconvolutionDecoder, FieldDecoder, SeparableDecoder
+from pyro_lom.networks.decoders import (
+    BroadcastDecoder,
+    DeconvolutionDecoder,
+    FieldDecoder,
+    FrameDecoder,
+    SeparableDecoder,
+)
 from pyro_lom.system import System
 from pyro_lom.training.phase import Phase
 
@@ -33,6 +39,7 @@ _DECODERS = {
     "broadcast": BroadcastDecoder,
     "separable": SeparableDecoder,
     "field": FieldDecoder,
+    "frame": FrameDecoder,
 }
 Decoder = Literal[*_DECODERS]
 
@@ -135,8 +142,8 @@ class Geco:
     warm_start: Natural = 0
     """Number of first steps without updates of the multiplier. In EMORL's rule the multiplier is then 1."""
     relax_at: Count | None = None
-    """Step of each pair at which a target below the average error becomes 5 % more than this error, as RMSE; None keeps
-    the target (departure). If the orderless pair trains first, the ordered pair begins with its target."""
+    """Step at which a target below the average error becomes 5 % more than this error, as RMSE; None keeps the target
+    (departure). If the orderless pair trains first, only its target is relaxed, and the ordered pair takes it over."""
     goal_relative: bool = False
     """Divide the constraint by the target's distance from a perfect reconstruction and clamp it to [-1, 1]
     (departure for short trainings)."""
@@ -217,14 +224,19 @@ class SlotOptions(CompositionOptions):
     slot_dim: Size = 64
     """Dz (A.4.1)."""
     decoder: Decoder = "deconvolution"
-    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder (departure): separable for boxes, or
-    field, which takes three times as long, for shaded surfaces with edges of any direction."""
+    """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder (departure): separable for boxes,
+    field for shaded surfaces with edges of any direction, frame for objects of any shape, with the encoder regions."""
     decoder_width: Size = 64
     """Channels or units of the decoder's layers."""
 
     def make_decoder(self, image_shape: ImageShape) -> nn.Module:
-        """Build a decoder of slots to C+1 channels; raises UserError if the size of images is not supported."""
+        """Build a decoder of slots to C+1 channels; raises UserError if it does not support the images or the slots."""
         check_image_size(image_shape)
+        if self.decoder == "frame" and self.slot_dim < FrameDecoder.NUM_PLACED:
+            raise UserError(
+                f"--model.slot-dim is {self.slot_dim}, but the decoder frame reads place and size from the first "
+                f"{FrameDecoder.NUM_PLACED} numbers of a slot: increase it, or choose another --model.decoder"
+            )
         channels, height, _ = image_shape
         return _DECODERS[self.decoder](self.slot_dim, height, out_channels=channels + 1, width=self.decoder_width)
 
@@ -259,6 +271,12 @@ class PairedOptions(SlotOptions):
     def first_steps(self, train: Train) -> int:
         """Return the number of steps in which only the orderless pair trains."""
         return round(self.schedule.orderless_first * train.steps)
+
+    def ordered_geco(self, train: Train) -> Geco:
+        """Return the options of the ordered pair's GECO, which never relaxes a target that it takes over."""
+        if self.geco.relax_at is None or self.first_steps(train) == 0:
+            return self.geco
+        return replace(self.geco, relax_at=train.steps + 1)  # after the end
 
     def phases(self, system: System, train: Train) -> list[Phase]:
         """Return one phase, or a phase per pair; the ordered decoder then starts as a copy of the orderless one."""

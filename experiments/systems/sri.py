@@ -67,7 +67,7 @@ class Sri(PairedOptions):
             recurrence=self._recurrence(),
             scale_head=small_xavier_(nn.Linear(self.recurrence_width, self.slot_dim)),
         )
-        geco = replace(self.geco, analytic_kl=True)
+        geco = replace(self.ordered_geco(train), analytic_kl=True)
         criterion = geco.criterion(image_shape, image_scale=self.image_scale, rollouts=guide.rollouts)
         return {"orderless": orderless, "ordered": Pair(model, guide, criterion, reads="orderless")}
 

@@ -11,6 +11,7 @@ from pyro_lom.networks.norm_relu_projection import layout, norm_relu_projection
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 PLACE_SCALE = 3.0  # initially, a slot's first two numbers are PLACE_SCALE times its row and column in [-1, 1]
+EXTENT_OFFSET = 1.5  # a slot's extents are log(standard deviation of the place + 0.02) + EXTENT_OFFSET
 
 CPU_CHUNK = 14  # number of slots that a CPU decodes at once; limits the memory of a step
 
@@ -141,6 +142,48 @@ class Profile(nn.Module):
 
     def forward(self, slots: Float[Tensor, "N Dz"]) -> Float[Tensor, "N size features"]:
         return self.out((self.slot(slots).unsqueeze(-2) + self.place).relu_())
+
+
+class FrameDecoder(nn.Module):
+    """Decoder for objects of any shape (departure): a perceptron draws a small picture, which is laid on the image.
+
+    The first four numbers of a slot are the picture's place, a row and a column, and its extents along them, as in
+    `FrameReadout`. In units of half the image,
+
+        centre            = place / PLACE_SCALE
+        half of each side = 3 exp(min(extent - EXTENT_OFFSET, 3)) + 0.05
+
+    The perceptron need not learn a shape again for each place and size. The picture has `PICTURE`^2 pixels. It is
+    interpolated linearly, and continued by its border (Jaderberg et al., 2015).
+    """
+
+    PICTURE = 16
+    NUM_PLACED = 4
+
+    def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int):
+        super().__init__()
+        self.draw = nn.Sequential(
+            nn.Linear(slot_dim, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, out_channels * self.PICTURE**2),
+            nn.Unflatten(-1, (out_channels, self.PICTURE, self.PICTURE)),
+        )
+        self.register_buffer("axis", torch.linspace(-1, 1, size), persistent=False)
+        self.register_buffer("drawn", torch.arange(float(self.PICTURE)), persistent=False)
+
+    def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
+        flat = slots.reshape(-1, slots.shape[-1])
+        centre, extent = flat[:, : self.NUM_PLACED].unflatten(-1, (2, 2)).unbind(1)
+        half = 3 * (extent - EXTENT_OFFSET).clamp(max=3).exp() + 0.05
+        rows, columns = self._shares(centre / PLACE_SCALE, half).unbind(1)
+        image = rows.unsqueeze(1) @ self.draw(flat) @ columns.unsqueeze(1).mT
+        return image.unflatten(0, slots.shape[:-1])
+
+    def _shares(self, centre: Float[Tensor, "N 2"], half: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2 size PICTURE"]:
+        """Return the share of each row (column) of the picture in each row (column) of the image."""
+        places = ((self.axis - centre.unsqueeze(-1)) / half.unsqueeze(-1)).clamp(-1, 1)
+        places = (places + 1) / 2 * (self.PICTURE - 1)
+        return F.relu(1 - (places.unsqueeze(-1) - self.drawn).abs())
 
 
 def place_ramps(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "4 H W"]:

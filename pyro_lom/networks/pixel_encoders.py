@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_lom.networks.decoders import PLACE_SCALE
+from pyro_lom.networks.decoders import EXTENT_OFFSET, PLACE_SCALE
 from pyro_lom.networks.regions import average_over_regions
 from pyro_lom.networks.stick_breaking import pixel_grid
 from pyro_lom.networks.unet import ConvBlock, UNet
@@ -232,6 +232,16 @@ class RegionEncoder(GlimpseEncoder):
         """Return the hues and places of regions."""
         return super().given(*colours_and_places_of_regions(images))
 
+    def make_readout(self, slot_dim: int) -> "FrameReadout":
+        """Build a map from features and glimpses that are pooled here to slots."""
+        return FrameReadout(
+            slot_dim,
+            num_channels=self.num_channels,
+            num_learned=self.NUM_LEARNED,
+            num_glimpsed=self.num_glimpsed,
+            hidden=128,
+        )
+
 
 def colours_and_places_of_regions(
     images: Float[Tensor, "B C H W"],
@@ -276,7 +286,36 @@ class MomentsReadout(nn.Module):
         covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
         read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
-        given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        given = self._given(place, variance.sqrt(), colour)[..., : read.shape[-1] // 2]
         if self.keeps_given:
             read = F.pad(read[..., given.shape[-1] :], (given.shape[-1], 0))
         return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))
+
+    def _given(
+        self,
+        place: Float[Tensor, "*batch K 2"],
+        deviation: Float[Tensor, "*batch K 2"],
+        colour: Float[Tensor, "*batch K C"],
+    ) -> Float[Tensor, "*batch K given"]:
+        """Return the first numbers of a slot."""
+        return torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)
+
+
+class FrameReadout(MomentsReadout):
+    """Map from pooled features to slots for `FrameDecoder`: the first numbers are place, extent and colour.
+
+    The extent is log(standard deviation of the place + 0.02) + EXTENT_OFFSET, for rows and columns. The perceptron only
+    determines the other numbers and the scales.
+    """
+
+    def __init__(self, slot_dim: int, **sizes: int):
+        super().__init__(slot_dim, keeps_given=True, **sizes)
+
+    def _given(
+        self,
+        place: Float[Tensor, "*batch K 2"],
+        deviation: Float[Tensor, "*batch K 2"],
+        colour: Float[Tensor, "*batch K C"],
+    ) -> Float[Tensor, "*batch K given"]:
+        extent = (deviation + 0.02).log() + EXTENT_OFFSET
+        return torch.cat([PLACE_SCALE * place, extent, colour - 0.5], dim=-1)

@@ -1,6 +1,7 @@
 """A look at images proposes options with reasons; options that are given stay; the run says what happened."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_a_look_counts_segments():
     assert look(discs(largest=1)).num_segments < seen.num_segments
     assert look(discs()) == seen
     noise = look(np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8))
-    assert noise.explained < 0.4 and noise.edges > 0.9
+    assert noise.explained < 0.4 and noise.edges == pytest.approx(0.5, abs=0.01)
 
 
 def test_grey_and_large_images_can_be_looked_at():
@@ -49,7 +50,7 @@ def test_grey_and_large_images_can_be_looked_at():
 def test_every_value_has_a_reason():
     config, lines = adapt(OWN, discs())
     assert config.model.num_slots in (6, 7)
-    assert (config.model.slot_dim, config.train.steps) == (16, 17_000)
+    assert (config.model.slot_dim, config.train.steps) == (16, 15_000)
     assert config.model.geco.target_rmse < OWN.model.geco.target_rmse
     assert config.model.geco.relax_at == pytest.approx(0.7 * config.model.first_steps(config.train), abs=1)
     for option in ADAPTED:
@@ -74,11 +75,11 @@ def test_what_cannot_be_adapted_is_refused():
             adapt(OWN, discs(2, size=size))
 
 
-def test_noise_gets_more_slots_and_fewer_steps():
-    noise = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
-    config, _ = adapt(OWN, noise)
+def test_many_segments_get_more_slots_and_fewer_steps():
+    colours = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+    config, _ = adapt(OWN, colours.repeat(16, axis=1).repeat(16, axis=2))
     assert config.model.num_slots > 7 and config.model.slot_dim == 16
-    assert config.train.steps < 17_000 and config.train.steps % 1000 == 0
+    assert config.train.steps < 15_000 and config.train.steps % 1000 == 0
 
 
 @pytest.fixture
@@ -99,8 +100,9 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
     assert f"--model.slot-dim {config['model']['slot_dim']}: " in err
     assert f"--model.geco.target-rmse {config['model']['geco']['target_rmse']}: " in err
     assert "--model.num-slots" not in err and "--train.steps" not in err
-    assert "by step 4 the target of the orderless pair was relaxed to an RMSE of 0." in err
-    assert err.count("the target of the orderless pair") == err.count("the target of the ordered pair") == 1
+    relaxed = re.findall(r"by step (\d) the target of the (\w+) pair was relaxed to an RMSE of (0\.\d+)", err)
+    (first, of_orderless, rmse), (second, of_ordered, same) = relaxed
+    assert (of_orderless, of_ordered) == ("orderless", "ordered") and first < second and same == rmse
     log = Path(f"runs/{RUN}/log.txt").read_text()
     told = [line for line in err.splitlines() if line.startswith(("looked at", "--model", "by step"))]
     assert len(told) >= 4 and all(line in log for line in told)
