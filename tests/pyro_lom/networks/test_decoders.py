@@ -1,19 +1,23 @@
 """Decoders draw every slot alone, at any size and in any batch."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from pyro_lom.networks.decoders import (
+    EXTENT_OFFSET,
     PLACE_SCALE,
     BroadcastDecoder,
     DeconvolutionDecoder,
     FieldDecoder,
+    FrameDecoder,
     SeparableDecoder,
 )
 
 every_decoder = pytest.mark.parametrize(
-    "decoder_class", [DeconvolutionDecoder, BroadcastDecoder, SeparableDecoder, FieldDecoder]
+    "decoder_class", [DeconvolutionDecoder, BroadcastDecoder, SeparableDecoder, FieldDecoder, FrameDecoder]
 )
 
 
@@ -72,6 +76,38 @@ def test_the_field_decoder_starts_by_moving_with_a_slots_place(axis):
     first, second = (decoder(s) - decoder.bias(s)[..., None, None] for s in (slots, moved))
     # The pixels at the edges are extrapolated.
     torch.testing.assert_close(second.narrow(-2 + axis, 5, 26), first.narrow(-2 + axis, 1, 26), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
+def test_the_picture_of_the_frame_decoder_moves_with_a_slots_place(axis):
+    decoder, slots = FrameDecoder(6, 32, out_channels=4, width=8), torch.randn(4, 6)
+    pictures = decoder.draw(slots)
+    decoder.draw.forward = lambda _: pictures
+    moved = slots.clone()
+    moved[:, axis] += PLACE_SCALE * 3 * 2 / 31  # three pixels of a grid from -1 to 1
+    first, second = decoder(slots), decoder(moved)
+    torch.testing.assert_close(second.narrow(-2 + axis, 3, 29), first.narrow(-2 + axis, 0, 29), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stretched", [0, 1], ids=["height", "width"])
+def test_the_picture_of_the_frame_decoder_covers_three_deviations_and_is_continued(stretched):
+    decoder, size = FrameDecoder(6, 31, out_channels=1, width=8), 31
+    ramp = torch.linspace(-1, 1, FrameDecoder.PICTURE).expand(1, 1, FrameDecoder.PICTURE, -1)
+    decoder.draw.forward = lambda _: ramp.mT if stretched == 0 else ramp
+    slots = torch.zeros(1, 6)
+    slots[0, 2 + stretched] = math.log(0.15) + EXTENT_OFFSET  # a standard deviation of .15: half the picture is .5
+    expected = (torch.linspace(-1, 1, size) / 0.5).clamp(-1, 1)
+    found = decoder(slots)[0, 0]
+    torch.testing.assert_close(found.mean(1 - stretched), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("extent", [-1e4, 1e4])
+def test_gradients_of_the_frame_decoder_are_finite_for_any_extent(extent):
+    decoder, slots = FrameDecoder(6, 31, out_channels=4, width=8), torch.zeros(2, 6)
+    slots[:, 2:4] = extent
+    slots.requires_grad_()
+    decoder(slots).square().sum().backward()
+    assert slots.grad.isfinite().all()
 
 
 def assert_same_outputs_and_gradients(found, expected, here, there, slots):

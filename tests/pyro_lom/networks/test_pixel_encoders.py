@@ -8,6 +8,7 @@ from experiments.config import Train
 from experiments.systems.emorl import Emorl
 from experiments.systems.genesis_v2 import GenesisV2
 from pyro_lom.errors import UserError
+from pyro_lom.networks.decoders import EXTENT_OFFSET
 from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
     CompactPixelEncoder,
@@ -117,6 +118,19 @@ def test_place_and_colour_stay_in_the_slots_of_a_readout_that_keeps_them(slot_di
     assert slot[slot_dim:].std() > 0, "scales are learned"
 
 
+@pytest.mark.parametrize("slot_dim", [4, 6, 12])
+def test_place_extent_and_colour_stay_in_the_slots_of_the_frame_readout(slot_dim):
+    encoder = RegionEncoder(SHAPE, width=8)
+    readout, images = encoder.make_readout(slot_dim), torch.rand(1, 3, 1, 1).expand(1, *SHAPE)
+    mask = box(slice(4, 20), slice(10, 16))
+    slot = readout(encoder.pool(encoder(images).features, mask / mask.sum())).squeeze()
+    places = pixel_grid(32, 32)[:, 4:20, 10:16].flatten(1)
+    extent = (places.std(1, correction=0) + 0.02).log() + EXTENT_OFFSET
+    expected = torch.cat([3 * places.mean(1), extent, images[0, :, 0, 0] - 0.5])
+    torch.testing.assert_close(slot[:7][:slot_dim], expected[:slot_dim], rtol=1e-4, atol=1e-4)
+    assert slot[slot_dim:].std() > 0, "scales are learned"
+
+
 def test_pooling_comes_before_the_last_convolution_without_changing_its_results():
     encoder, weights = PixelEncoder((3, 32, 32), width=8), torch.rand(2, 5, 32 * 32)
     images = torch.rand(2, 3, 32, 32)
@@ -157,7 +171,13 @@ def test_the_embedding_of_the_region_encoder_is_one_for_each_object():
 def test_the_region_encoder_takes_grey_images():
     embedding, features = RegionEncoder((1, 32, 32), width=8)(torch.rand(2, 1, 32, 32))
     assert embedding.shape == (2, EMBEDDING_DIM, 32, 32) and features.shape[2:] == (32, 32)
-    GenesisV2(encoder="regions").build((1, 32, 32), Train())
+    pair = GenesisV2(encoder="regions", encoder_width=8, decoder="frame").build((1, 32, 32), Train())["model"]
+    assert pair.guide(torch.rand(2, 1, 32, 32)).isfinite().all()
+
+
+def test_slots_without_room_for_place_and_extent_are_refused():
+    with pytest.raises(UserError, match="--model.slot-dim is 3"):
+        GenesisV2(encoder="regions", decoder="frame", slot_dim=3).build(SHAPE, Train())
 
 
 @pytest.mark.parametrize("slot_dim", [5, 8])
