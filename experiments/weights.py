@@ -144,8 +144,8 @@ def export_weights(folder: Path, file: Path) -> None:
 def pack(folder: Path, target: Path) -> None:
     """Make a small copy of a finished run: weights without the state of an optimiser, and 64 held-out scenes.
 
-    The copy requires no data set, and contains no path of this machine. Its configuration names the data set of the
-    preset, or the file of other data without its folder.
+    The weights are rounded to 16 bits. The copy requires no data set, and contains no path of this machine. Its
+    configuration names the data set of the preset, or the file of other data without its folder.
 
     Raises:
         UserError: `target` exists; `folder` is not a finished run with its data; or the run has exchanged parts, a
@@ -162,13 +162,17 @@ def pack(folder: Path, target: Path) -> None:
     if not scenes.splits.get("test"):
         raise UserError(f"the data of {folder} have no scenes in a split test, and a packed run consists of such")
     held_out, objective = scenes.split("test", _NUM_PACKED), Objective(system)
+    weights = {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in objective.state_dict().items()
+    }
     if (run.folder / _KEPT).exists():
         _read_kept(run.folder / _KEPT, config.model, objective)  # refuses a damaged file
 
     def fill(packed: Run) -> None:
         source = f"held-out scenes of {held_out.name}"
         write_scenes(packed.folder / KEPT_SCENES, held_out, source=source, seed=0, compression="gzip")
-        packed.save_checkpoint(msgspec.structs.replace(progress, data=""), objective.state_dict(), {})
+        packed.save_checkpoint(msgspec.structs.replace(progress, data=""), weights, {})
         packed.write_json("summary.json", run.read_json("summary.json"))
         if (run.folder / _KEPT).exists():
             shutil.copyfile(run.folder / _KEPT, packed.folder / _KEPT)

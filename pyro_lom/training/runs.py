@@ -230,8 +230,12 @@ def numbered(runs_dir: Path) -> list[tuple[int, str]]:
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load `weights` into `module`; raises UserError with the first tensor whose name, dtype or shape differs."""
+    """Load `weights` into `module`; raises UserError with the first tensor whose name, dtype or shape differs.
+
+    Weights of 16 bits, as packed runs have them, become weights of 32 bits.
+    """
     what = f"the checkpoint in {source} is of another architecture"
+    weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
     checkpoints.check_tensors(weights, module.state_dict(), what, "use the preset and the options of that run")
     module.load_state_dict(weights)
 
