@@ -86,8 +86,8 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     num_slots = min(max(seen.num_segments + 1, _K[0]), _K[1])
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
-    target = round(0.015 + 0.9 * seen.rmse, 3)
-    propose("model.geco.target-rmse", target, "0.015 and nine tenths of the RMSE of smooth colours in segments")
+    target = round(0.01 + 0.5 * seen.rmse, 3)
+    propose("model.geco.target-rmse", target, "0.01 and half of the RMSE of smooth colours in segments")
     size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
     propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")

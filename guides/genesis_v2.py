@@ -56,8 +56,7 @@ class GenesisV2Guide(Guide):
         if self.fixed_clusters > 0:
             log_masks = torch.where(self.step < self.fixed_clusters, log_masks.detach(), log_masks)
         masks = log_masks.exp().flatten(-3)  # (*batch, K, N)
-        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-        loc, raw_scale = self.readout(self.encoder.pool(features, weights)).chunk(2, dim=-1)
+        loc, raw_scale = self.readout(self.encoder.pool(features, masks)).chunk(2, dim=-1)
         return OrderlessPosterior(at_least_float32(loc), positive(raw_scale + 0.5, floor=1e-8), log_masks)
 
     def pass_on(self, inferred: OrderlessPosterior) -> OrderlessPosterior:

@@ -12,6 +12,7 @@ from pyro_lom.networks.pixel_encoders import (
     GlimpseEncoder,
     MomentsReadout,
     PixelFeatures,
+    normalised,
     pool,
 )
 from pyro_lom.networks.slot_attention import Attended
@@ -33,9 +34,7 @@ class SoftKMeans(nn.Module):
         query = self.query(slots)
         distance = query.square().sum(-1, keepdim=True) - 2 * query @ embedding  # |embedding|^2 cancels in the softmax
         log_masks = (-at_least_float32(distance) / self.log_bandwidth.exp()).log_softmax(-2)
-        masks = log_masks.exp()
-        weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
-        return Attended(self.readout(self.pool(pixels.features, weights)), log_masks)
+        return Attended(self.readout(self.pool(pixels.features, log_masks.exp())), log_masks)
 
 
 class CompactSlotAttention(SoftKMeans):
@@ -60,7 +59,11 @@ class CompactSlotAttention(SoftKMeans):
         self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
         self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
-        self.pool = pool
+
+    @staticmethod
+    def pool(features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K F"]:
+        """Return averages of the features."""
+        return pool(features, normalised(masks))
 
     def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
         """Return the raw parameters of the first posterior, equal for all slots."""
@@ -91,8 +94,8 @@ class GlimpseSlotAttention(SoftKMeans):
     def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
         """Return the raw parameters of the first posterior; `noise` determines the pixels."""
         chosen = spread_pixels(pixels.embedding, noise)
-        weights = torch.zeros(*chosen.shape, pixels.embedding[0, 0].numel(), device=chosen.device)
-        return self.readout(self.pool(pixels.features, weights.scatter(-1, chosen.unsqueeze(-1), 1.0)))
+        masks = torch.zeros(*chosen.shape, pixels.embedding[0, 0].numel(), device=chosen.device)
+        return self.readout(self.pool(pixels.features, masks.scatter(-1, chosen.unsqueeze(-1), 1.0)))
 
 
 def spread_pixels(embedding: Float[Tensor, "B E H W"], noise: Float[Tensor, "*batch K Dz"]) -> Int[Tensor, "*batch K"]:

@@ -30,6 +30,11 @@ def pool(features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"
         return weights @ features.to(weights.dtype).flatten(-2).transpose(-1, -2)
 
 
+def normalised(masks: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
+    """Return masks whose sum over pixels is one, or less if they are nearly empty."""
+    return masks / (masks.sum(-1, keepdim=True) + 1e-5)
+
+
 def _without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast("cuda" if tensor.is_cuda else "cpu", enabled=False)
 
@@ -63,10 +68,10 @@ class PixelEncoder(nn.Module):
         return PixelFeatures(self.gate * self.segment(encoded) + coordinates, self.features[0](encoded))
 
     def pool(
-        self, features: Float[Tensor, "B half_F H W"], weights: Float[Tensor, "*batch K N"]
+        self, features: Float[Tensor, "B half_F H W"], masks: Float[Tensor, "*batch K N"]
     ) -> Float[Tensor, "*batch K F"]:
-        """Return weighted sums of the features; the last 1x1 convolution is applied to K sums instead of all pixels."""
-        last = self.features[1]
+        """Return averages of the features; the last 1x1 convolution is applied to K averages instead of all pixels."""
+        last, weights = self.features[1], normalised(masks)
         return F.linear(pool(features, weights), last.weight.flatten(1)) + weights.sum(-1, keepdim=True) * last.bias
 
 
@@ -137,7 +142,11 @@ class CompactPixelEncoder(nn.Module):
         """Return the colours in the embedding."""
         return torch.einsum("oc,bchw->bohw", self.colour_map, images)
 
-    pool = staticmethod(pool)
+    def pool(
+        self, features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]
+    ) -> Float[Tensor, "*batch K F"]:
+        """Return averages of the features."""
+        return pool(features, normalised(masks))
 
     def make_readout(self, slot_dim: int, **options: int) -> "MomentsReadout":
         """Build a map from features that are pooled here to slots."""
@@ -184,11 +193,11 @@ class GlimpseEncoder(CompactPixelEncoder):
         return F.pad(given, (0, EMBEDDING_DIM - given.shape[-1]))
 
     def pool(
-        self, features: Float[Tensor, "B F H W"], weights: Float[Tensor, "*batch K N"]
+        self, features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]
     ) -> Float[Tensor, "*batch K F_and_glimpsed"]:
-        """Return weighted sums of the features, and the glimpses."""
+        """Return averages of the features under squared masks, and the glimpses."""
         with _without_autocast(features):
-            squares = weights.square()
+            squares = masks.square()
             weights = squares / squares.sum(-1, keepdim=True).clamp_min(1e-12)  # a faint mask is as strong as any other
             glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
             return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
@@ -231,6 +240,12 @@ class RegionEncoder(GlimpseEncoder):
     def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
         """Return the hues and places of regions."""
         return super().given(*colours_and_places_of_regions(images))
+
+    def pool(
+        self, features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]
+    ) -> Float[Tensor, "*batch K F_and_glimpsed_and_1"]:
+        """Return averages of the features under squared masks, the glimpses, and the sums of the squared masks."""
+        return torch.cat([super().pool(features, masks), masks.square().sum(-1, keepdim=True)], dim=-1)
 
     def make_readout(self, slot_dim: int) -> "FrameReadout":
         """Build a map from features and glimpses that are pooled here to slots."""
@@ -305,11 +320,17 @@ class FrameReadout(MomentsReadout):
     """Map from pooled features to slots for `FrameDecoder`: the first numbers are place, extent and colour.
 
     The extent is log(standard deviation of the place + 0.02) + EXTENT_OFFSET, for rows and columns. The perceptron only
-    determines the other numbers and the scales.
+    determines the other numbers and the scales. A slot without pixels has the loc 0. Otherwise its loc would depend on
+    faint masks, which can resemble those of a wall, and the LOM would confuse it with the slot of the wall.
     """
 
     def __init__(self, slot_dim: int, **sizes: int):
         super().__init__(slot_dim, keeps_given=True, **sizes)
+
+    def forward(self, pooled: Float[Tensor, "*batch K F_and_1"]) -> Float[Tensor, "*batch K two_Dz"]:
+        *moments, size = pooled.split([pooled.shape[-1] - 1, 1], dim=-1)
+        loc, raw_scale = super().forward(*moments).chunk(2, dim=-1)
+        return torch.cat([(1 - (-size / 2).exp()) * loc, raw_scale], dim=-1)  # 2 pixels count as much as 0.63 slots
 
     def _given(
         self,

@@ -123,7 +123,7 @@ def test_place_extent_and_colour_stay_in_the_slots_of_the_frame_readout(slot_dim
     encoder = RegionEncoder(SHAPE, width=8)
     readout, images = encoder.make_readout(slot_dim), torch.rand(1, 3, 1, 1).expand(1, *SHAPE)
     mask = box(slice(4, 20), slice(10, 16))
-    slot = readout(encoder.pool(encoder(images).features, mask / mask.sum())).squeeze()
+    slot = readout(encoder.pool(encoder(images).features, mask)).squeeze()
     places = pixel_grid(32, 32)[:, 4:20, 10:16].flatten(1)
     extent = (places.std(1, correction=0) + 0.02).log() + EXTENT_OFFSET
     expected = torch.cat([3 * places.mean(1), extent, images[0, :, 0, 0] - 0.5])
@@ -131,11 +131,21 @@ def test_place_extent_and_colour_stay_in_the_slots_of_the_frame_readout(slot_dim
     assert slot[slot_dim:].std() > 0, "scales are learned"
 
 
+def test_slots_of_faint_masks_have_the_loc_zero():
+    encoder = RegionEncoder(SHAPE, width=8)
+    readout, features = encoder.make_readout(12), encoder(torch.rand(1, *SHAPE)).features
+    mask = box(slice(4, 20), slice(10, 16))
+    drawn, faint = (readout(encoder.pool(features, weight * mask)) for weight in (1.0, 0.01))
+    assert faint[..., :12].abs().max() < 0.01 * drawn[..., :12].abs().max()
+    torch.testing.assert_close(faint[..., 12:], drawn[..., 12:])
+
+
 def test_pooling_comes_before_the_last_convolution_without_changing_its_results():
-    encoder, weights = PixelEncoder((3, 32, 32), width=8), torch.rand(2, 5, 32 * 32)
+    encoder, masks = PixelEncoder((3, 32, 32), width=8), torch.rand(2, 5, 32 * 32)
     images = torch.rand(2, 3, 32, 32)
-    found = encoder.pool(encoder(images).features, weights)
+    found = encoder.pool(encoder(images).features, masks)
     every_pixel = encoder.features(encoder.unet(images)).flatten(-2)  # as published
+    weights = masks / (masks.sum(-1, keepdim=True) + 1e-5)
     torch.testing.assert_close(found, weights @ every_pixel.transpose(-1, -2), rtol=1e-4, atol=1e-3)
 
 
