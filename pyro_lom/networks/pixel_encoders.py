@@ -330,7 +330,8 @@ class FrameReadout(MomentsReadout):
     def forward(self, pooled: Float[Tensor, "*batch K F_and_1"]) -> Float[Tensor, "*batch K two_Dz"]:
         *moments, size = pooled.split([pooled.shape[-1] - 1, 1], dim=-1)
         loc, raw_scale = super().forward(*moments).chunk(2, dim=-1)
-        return torch.cat([(1 - (-size / 2).exp()) * loc, raw_scale], dim=-1)  # 2 pixels count as much as 0.63 slots
+        present = 1 - (-size / 2).exp()  # near 1 from ten pixels on
+        return torch.cat([present * loc, raw_scale], dim=-1)
 
     def _given(
         self,
