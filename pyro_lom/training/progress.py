@@ -10,7 +10,9 @@ def step_bar(total: int, done: int, **options: Any) -> tqdm:
     """Return a progress bar over training steps. It is printed every 0.5 s on a terminal and every 15 s in a file."""
     interval = 0.5 if sys.stderr.isatty() else 15.0
     text = "{desc} {n_fmt}/{total_fmt} steps {bar:12} {elapsed}<{remaining}{postfix}"
-    return tqdm(total=total, initial=done, mininterval=interval, dynamic_ncols=True, bar_format=text, **options)
+    return tqdm(
+        total=total, initial=done, mininterval=interval, miniters=0, dynamic_ncols=True, bar_format=text, **options
+    )
 
 
 def pair_line(name: str, report: dict[str, float], terms: dict[str, float]) -> str:

@@ -147,7 +147,9 @@ class Trainer:
             phase.prepare()
         minibatches = Minibatches(self.images, phase.batch_size, self.seed, fabric.global_rank, fabric.world_size)
         batches = on_device(minibatches, fabric.device)
+        began = time.perf_counter()
         known = self._infer_all(names)
+        self.seconds += time.perf_counter() - began
         take_step, self._restored = self._restored or self._training_step(phase), None
         self._stop_between_steps()
         self.progress.set_description_str("+".join(names), refresh=False)

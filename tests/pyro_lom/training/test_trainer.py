@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,16 @@ def test_a_signal_while_posteriors_are_inferred_stops_before_the_next_batch(
     resumed.fit()
     assert_same(final_weights(tmp_path), uninterrupted[IN_TURN][0])
     assert untimed_metrics(tmp_path) == uninterrupted[IN_TURN][1]
+
+
+def test_the_time_of_posteriors_counts_as_training(tmp_path):
+    made = make_trainer(tmp_path)
+    orderless = made.objective.pairs["orderless"].guide
+    infer = orderless.infer
+    orderless.infer = lambda images: time.sleep(made.step == 5) or infer(images)  # a second before the ordered phase
+    made.fit()
+    seconds = {row["step"]: row["seconds"] for row in Run(tmp_path).metrics()}
+    assert seconds[max(seconds)] - seconds[5] >= 1
 
 
 @pytest.mark.parametrize("phase", [0, 1])
@@ -712,6 +723,7 @@ def test_parts_of_another_batch_do_not():
 
 RANK = """
 import sys
+import time
 import weakref
 import pyro
 import torch
