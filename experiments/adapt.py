@@ -14,8 +14,15 @@ from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import explained_variance, region_segments, smooth_error
 from pyro_lom.networks.regions import edges
 
-ADAPTED = ("model.num-slots", "model.slot-dim", "model.geco.target-rmse", "train.steps", "model.geco.relax-at")
-"""The options that `adapt` sets."""
+ADAPTED = (
+    "model.num-slots",
+    "model.slot-dim",
+    "model.geco.target-rmse",
+    "train.steps",
+    "model.geco.relax-at",
+    "model.schedule.ordered-batch-size",
+)
+"""The options that `adapt` may set."""
 
 _LOOKED_AT = 64  # images
 _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
@@ -93,6 +100,8 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")
     relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
     propose("model.geco.relax-at", relax_at, "if the target is not reached then, it becomes 5% more than the error")
+    if len(images) < (config.model.schedule.ordered_batch_size or 0):
+        propose("model.schedule.ordered-batch-size", len(images), "all images")
     return config, lines
 
 

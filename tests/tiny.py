@@ -51,7 +51,7 @@ NETWORKS = {
     "published": dict(encoder="published"),
     "compact": dict(encoder="compact", decoder="separable"),
 }
-SHADED = {"glimpse": dict(encoder="glimpse", decoder="field")}
+SHADED = {"regions": dict(encoder="regions", decoder="frame")}
 """Networks of systems with the inference of GENESIS-v2 or EMORL."""
 IMAGE_SHAPE = (3, 32, 32)
 NUM_SCENES = 2

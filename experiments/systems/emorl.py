@@ -8,19 +8,20 @@ from torch import Tensor, nn
 from experiments.config import Config, NotNegative, Train, Width, within
 from experiments.systems import published
 from experiments.systems.genesis_v2 import (
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    GENESIS_V2_SMALL,
     GENESIS_V2_TOWERS,
+    SMALL_ENCODERS,
     GenesisV2,
-    small_encoder,
 )
 from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, Decoder, Geco, ImageShape, SlotOptions
 from guides.emorl import EfficientMorlGuide
 from models.emorl import EfficientMorl
 from pyro_lom.geco import FreeNats
-from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, GlimpseSlotAttention
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, RegionSlotAttention
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 from pyro_lom.system import Pair, System
+
+_ATTENTIONS = {"compact": CompactSlotAttention, "regions": RegionSlotAttention}
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class EmorlInference:
 
     kind: ClassVar[str] = "emorl"
 
-    encoder: Literal["published", "compact", "glimpse"] = "published"
+    encoder: Literal["published", *SMALL_ENCODERS] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
-    colours, glimpse for shaded objects of any shape."""
+    colours, regions for objects of any shape with visible outlines."""
     encoder_width: Width = 64
     """Channels of the encoder."""
     num_refinements: Annotated[int, within(1, 64)] = 2
@@ -67,10 +68,8 @@ class EmorlInference:
         if self.encoder == "published":
             encoder = RampEncoder(image_shape[0], width=self.encoder_width)
             return encoder, StochasticSlotAttention(slot_dim, width=self.encoder_width)
-        encoder = small_encoder(self.encoder, image_shape, width=self.encoder_width)
-        if self.encoder == "compact":
-            return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
-        return encoder, GlimpseSlotAttention(slot_dim, encoder)
+        encoder = SMALL_ENCODERS[self.encoder](image_shape, width=self.encoder_width)
+        return encoder, _ATTENTIONS[self.encoder](slot_dim, encoder)
 
 
 @dataclass(frozen=True)
@@ -163,23 +162,19 @@ def _small(base: Config[GenesisV2]) -> Config[Emorl]:
         geco=replace(EMORL_TOWERS.model.geco, target_rmse=base.model.geco.target_rmse),
     )
     preset = base.preset.replace("genesis-v2", "emorl")
-    return replace(base, preset=preset, model=model, train=replace(base.train, steps=4500))
+    return replace(base, preset=preset, model=model, train=replace(base.train, steps=4500, learning_rate=4e-3))
 
 
-EMORL_OBJECTS_ROOM_SMALL = _small(GENESIS_V2_OBJECTS_ROOM_SMALL)
-"""Small networks on Objects Room, which train in 14 minutes on one thread. A step costs twice as much as GENESIS-v2's.
+EMORL_SMALL = tuple(map(_small, GENESIS_V2_SMALL))
+"""Small networks on rendered scenes, which train in 14 minutes on one thread.
 
-It has no spare slot, because slots start at pixels far from each other.
+A step costs twice as much as GENESIS-v2's. There is no spare slot, because slots start at pixels far from each other.
 """
-
-EMORL_SHAPESTACKS_NEAR_SMALL = _small(GENESIS_V2_SHAPESTACKS_NEAR_SMALL)
-"""Small networks on stacks seen from near."""
 
 SYSTEMS = (Emorl,)
 PRESETS = (
     EMORL_TOWERS,
-    EMORL_OBJECTS_ROOM_SMALL,
-    EMORL_SHAPESTACKS_NEAR_SMALL,
+    *EMORL_SMALL,
     EMORL_OBJECTS_ROOM,
     EMORL_SHAPESTACKS,
     EMORL_CLEVR6,

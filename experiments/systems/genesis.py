@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from experiments.config import Config, Size, Train, Width
 from experiments.systems import published
-from experiments.systems.genesis_v2 import GENESIS_V2_TOWERS
+from experiments.systems.genesis_v2 import GENESIS_V2_SMALL, GENESIS_V2_TOWERS
 from experiments.systems.options import (
     CLEVR6,
     OBJECTS_ROOM,
@@ -124,5 +124,22 @@ and the learning rate is twenty times as high, with decay. The multiplier starts
 after the first is otherwise 0 from the start on.
 """
 
+_SMALL = [
+    replace(
+        GENESIS_TOWERS,
+        preset=base.preset.replace("genesis-v2", "genesis"),
+        model=replace(
+            GENESIS_TOWERS.model,
+            num_slots=base.model.num_slots,
+            component_dim=base.model.slot_dim,
+            geco=replace(GENESIS_TOWERS.model.geco, target_rmse=base.model.geco.target_rmse),
+        ),
+        data=base.data,
+        train=replace(GENESIS_TOWERS.train, steps=4000),
+    )
+    for base in GENESIS_V2_SMALL
+]
+"""GENESIS_TOWERS on rendered scenes, with the slots, the targets and the data of GENESIS_V2_SMALL."""
+
 SYSTEMS = (Genesis,)
-PRESETS = (GENESIS_TOWERS, GENESIS_OBJECTS_ROOM, GENESIS_SHAPESTACKS, GENESIS_CLEVR6)
+PRESETS = (GENESIS_TOWERS, *_SMALL, GENESIS_OBJECTS_ROOM, GENESIS_SHAPESTACKS, GENESIS_CLEVR6)

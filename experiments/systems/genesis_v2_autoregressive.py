@@ -11,9 +11,8 @@ from experiments.systems import published
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
     GENESIS_V2_SHAPESTACKS,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    GENESIS_V2_SMALL,
     GENESIS_V2_TOWERS,
     GenesisV2,
     GenesisV2Networks,
@@ -72,8 +71,7 @@ _PUBLISHED = Geco(target=0.5655 - 0.5 * math.log(2 * math.pi), step_size=1e-5, a
 
 _SMALL = (
     replace(GENESIS_V2_TOWERS, train=replace(GENESIS_V2_TOWERS.train, steps=4000)),
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    *GENESIS_V2_SMALL,
 )
 """The networks, GECO and training of the small LOMs' orderless models; on towers with fewer steps."""
 

@@ -1,13 +1,13 @@
 """GNM: its options and presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
 from experiments.config import Bound, Config, Data, Natural, Positive, Size, Train, Width
 from experiments.systems import published
-from experiments.systems.options import OBJECTS_ROOM, SHAPESTACKS, ImageShape, SystemOptions
+from experiments.systems.options import OBJECTS_ROOM, RENDERED, SHAPESTACKS, ImageShape, SystemOptions
 from guides.gnm import GnmGuide
 from models.gnm import RELAXATION
 from models.gnm import Gnm as GnmModel
@@ -215,5 +215,17 @@ GNM_TOWERS = Config(
 The weight of the KLs of z_g stays small, because these KLs are otherwise 0 from the start on.
 """
 
+_SMALL = [
+    replace(
+        GNM_TOWERS,
+        preset=f"gnm-{name}-small",
+        model=replace(GNM_TOWERS.model, curriculum=replace(GNM_TOWERS.model.curriculum, global_steps=85_000)),
+        data=data,
+        train=replace(GNM_TOWERS.train, steps=15_000),
+    )
+    for name, data in RENDERED.items()
+]
+"""GNM_TOWERS on rendered scenes, with more steps. The weight of the KLs of z_g has the same last value."""
+
 SYSTEMS = (Gnm,)
-PRESETS = (GNM_TOWERS, GNM_OBJECTS_ROOM, GNM_SHAPESTACKS, GNM_CLEVR6)
+PRESETS = (GNM_TOWERS, *_SMALL, GNM_OBJECTS_ROOM, GNM_SHAPESTACKS, GNM_CLEVR6)

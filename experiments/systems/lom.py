@@ -9,33 +9,28 @@ from experiments.config import Config, Count, Data, Depth, Train
 from experiments.systems.emorl import (
     EMORL_CLEVR6,
     EMORL_OBJECTS_ROOM,
-    EMORL_OBJECTS_ROOM_SMALL,
     EMORL_SHAPESTACKS,
-    EMORL_SHAPESTACKS_NEAR_SMALL,
+    EMORL_SMALL,
     EMORL_TOWERS,
     EmorlInference,
 )
 from experiments.systems.genesis_v2 import (
     GENESIS_V2_CLEVR6,
     GENESIS_V2_OBJECTS_ROOM,
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
     GENESIS_V2_SHAPESTACKS,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
+    GENESIS_V2_SMALL,
     GENESIS_V2_TOWERS,
     GenesisV2Inference,
 )
-from experiments.systems.options import ImageShape, PairedOptions, Schedule, SlotOptions, part
+from experiments.systems.options import ImageShape, MatchedOptions, Schedule, SlotOptions, part
 from experiments.systems.scene import SceneFreeNats, SceneOptions, ScenePrior
 from guides.lom import LatentObjectGuide
 from models.lom import LatentObjectModel
 from pyro_lom.distributions import GaussianHead
 from pyro_lom.errors import UserError
-from pyro_lom.matching import greedy_matching, hungarian_matching
 from pyro_lom.networks.bag_of_words import BagOfWords
 from pyro_lom.networks.transformers import PosteriorOrder, PriorOrder, xavier_
 from pyro_lom.system import Pair, System
-
-_MATCHINGS = {"greedy": greedy_matching, "hungarian": hungarian_matching}
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class LomSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class Lom(SceneOptions, PairedOptions):
+class Lom(SceneOptions, MatchedOptions):
     """A LOM and the orderless model from which it borrows slots."""
 
     kind: ClassVar[str] = "lom"
@@ -59,8 +54,6 @@ class Lom(SceneOptions, PairedOptions):
     """Compute the scales of ordered slots with f' (Sec. 3.2), instead of keeping the orderless scales (Model 5)."""
     shared_order_nets: bool = False
     """f' has the weights of f (A.5, Model 6)."""
-    matching: Literal["greedy", "hungarian"] = "greedy"
-    """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
     schedule: LomSchedule = LomSchedule()
 
     def build(self, image_shape: ImageShape, train: Train) -> System:
@@ -80,7 +73,7 @@ class Lom(SceneOptions, PairedOptions):
             orderless.guide,
             **self.make_scene_posterior(self.slot_dim),
             **self._posterior_order(model),
-            matching=_MATCHINGS[self.matching],
+            matching=self.make_matching(),
         )
         if not self.order_aware_scales:
             guide.order_net = guide.scale_head = None
@@ -90,7 +83,7 @@ class Lom(SceneOptions, PairedOptions):
         return {"orderless": orderless, "ordered": ordered}
 
     def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
-        super().check(train)
+        super().check(train, cuda_graph=cuda_graph)
         self.scene_prior.check()
         self.free_nats.check()
         if self.shared_order_nets and self.slot_prior != "ordered":
@@ -103,11 +96,6 @@ class Lom(SceneOptions, PairedOptions):
             raise UserError(
                 "--accumulate does not go with --model.schedule.ordered-rendered, which saves memory in another way: "
                 "leave one of them out (--model.schedule.ordered-rendered None)"
-            )
-        if cuda_graph and self.matching == "hungarian":
-            raise UserError(
-                "--cuda-graph does not go with --model.matching hungarian, which works on the CPU: take greedy, or "
-                "leave the graph out"
             )
 
     def reference_gflop(self, image_shape: ImageShape) -> float | None:
@@ -178,46 +166,27 @@ def _small(base: Config) -> Config[Lom]:
         scene_dim=64,
         transformer_mlp_ratio=DEMO.model.transformer_mlp_ratio,
         free_nats=DEMO.model.free_nats,
+        matching="hungarian",
         schedule=LomSchedule(
             orderless_first=base.train.steps / steps,
             ordered_batch_size=64,
-            ordered_learning_rate=2e-3,
+            ordered_learning_rate=1e-3,
             ordered_rendered=8,
         ),
     )
 
 
-_SMALL = (
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
-    EMORL_OBJECTS_ROOM_SMALL,
-    EMORL_SHAPESTACKS_NEAR_SMALL,
-)
-
-RENDERED_SMALL = tuple(map(_small, _SMALL))
+LOM_SMALL = tuple(map(_small, GENESIS_V2_SMALL))
 """Small LOMs on rendered scenes, which train in 25 minutes on one thread."""
 
-_ROOMS = RENDERED_SMALL[0]
-
-_OWN_STEPS = 6000  # of the orderless pair
+_ROOMS = LOM_SMALL[0]
 
 OWN = replace(
     _ROOMS,
     preset="lom-genesis-v2-own",
-    model=replace(
-        _ROOMS.model,
-        decoder="frame",
-        decoder_width=96,
-        orderless=replace(_ROOMS.model.orderless, encoder="regions", fixed_clusters=2000),
-        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
-        schedule=replace(
-            _ROOMS.model.schedule,
-            orderless_first=_OWN_STEPS / (_OWN_STEPS + _ORDERED_STEPS),
-            ordered_learning_rate=1e-3,
-        ),
-    ),
+    model=replace(_ROOMS.model, geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200)),
     data=Data(path="my_images", image_size=64),
-    train=replace(_ROOMS.train, steps=_OWN_STEPS + _ORDERED_STEPS, learning_rate=8e-3, preview_every=1000),
+    train=replace(_ROOMS.train, preview_every=1000),
 )
 """A small LOM for one's own images. The command adapts some of the options to them (`experiments/adapt.py`)."""
 
@@ -274,7 +243,8 @@ SYSTEMS = (Lom,)
 PRESETS = (
     DEMO,
     LOM_EMORL_TOWERS,
-    *RENDERED_SMALL,
+    *LOM_SMALL,
+    *map(_small, EMORL_SMALL),
     OWN,
     *(over(base) for base in (GENESIS_V2_OBJECTS_ROOM, GENESIS_V2_SHAPESTACKS, GENESIS_V2_CLEVR6)),
     *_EMORL,

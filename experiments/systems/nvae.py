@@ -1,13 +1,13 @@
 """NVAE: its options and presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
 from experiments.config import Bound, Config, NotNegative, Positive, Share, Size, Train, within
 from experiments.systems import published
-from experiments.systems.options import CLEVR6, ImageShape, SystemOptions, check_image_size
+from experiments.systems.options import CLEVR6, RENDERED, ImageShape, SystemOptions, check_image_size
 from guides.nvae import NvaeGuide
 from models.nvae import Nvae as NvaeModel
 from pyro_lom.balanced_elbo import BalancedELBO, group_weights
@@ -116,5 +116,11 @@ NVAE_TOWERS = Config(
 )
 """A small NVAE for a CPU. Sigma is 0.1, as in emorl-towers."""
 
+_SMALL = [
+    replace(NVAE_TOWERS, preset=f"nvae-{name}-small", data=data, train=replace(NVAE_TOWERS.train, steps=4000))
+    for name, data in RENDERED.items()
+]
+"""NVAE_TOWERS on rendered scenes, with more steps."""
+
 SYSTEMS = (Nvae,)
-PRESETS = (NVAE_TOWERS, NVAE_CLEVR6)
+PRESETS = (NVAE_TOWERS, *_SMALL, NVAE_CLEVR6)

@@ -1,6 +1,7 @@
 """The base classes of all systems' options: they build a system, check its options and define its phases."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,10 +12,10 @@ from pyro_lom.errors import UserError
 from pyro_lom.geco import AdditiveGeco, FreeNats, MultiplicativeGeco, Target
 from pyro_lom.geco import Geco as GecoRule
 from pyro_lom.likelihoods import GaussianLikelihood, MixtureLikelihood
+from pyro_lom.matching import greedy_matching, hungarian_matching
 from pyro_lom.networks.decoders import (
     BroadcastDecoder,
     DeconvolutionDecoder,
-    FieldDecoder,
     FrameDecoder,
     SeparableDecoder,
 )
@@ -29,16 +30,20 @@ SHAPESTACKS = Data(path="data/shapestacks.h5", image_size=64)
 CLEVR6 = Data(path="data/clevr6.h5", image_size=96)
 """The paper's data sets, with its image sizes."""
 
-SHAPESTACKS_NEAR = Data(path="data/shapestacks-near.h5", image_size=64)
-"""Stacks that are seen from near, for small networks."""
+RENDERED = {
+    "objects-room": OBJECTS_ROOM,
+    "shapestacks-near": Data(path="data/shapestacks-near.h5", image_size=64),
+    "clevr6": Data(path="data/clevr6-64.h5", image_size=64),
+}
+"""The data of the presets <system>-<name>-small, for small networks: rooms, stacks seen from near, and CLEVR6."""
 
 _RULES = {"multiplicative": MultiplicativeGeco, "additive": AdditiveGeco}
+_MATCHINGS = {"greedy": greedy_matching, "hungarian": hungarian_matching}
 _LIKELIHOODS = {"gaussian": GaussianLikelihood, "mixture": MixtureLikelihood}
 _DECODERS = {
     "deconvolution": DeconvolutionDecoder,
     "broadcast": BroadcastDecoder,
     "separable": SeparableDecoder,
-    "field": FieldDecoder,
     "frame": FrameDecoder,
 }
 Decoder = Literal[*_DECODERS]
@@ -225,7 +230,7 @@ class SlotOptions(CompositionOptions):
     """Dz (A.4.1)."""
     decoder: Decoder = "deconvolution"
     """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder (departure): separable for boxes,
-    field for shaded surfaces with edges of any direction, frame for objects of any shape, with the encoder regions."""
+    frame for objects of any shape, with the encoder regions."""
     decoder_width: Size = 64
     """Channels or units of the decoder's layers."""
 
@@ -311,3 +316,23 @@ class PairedOptions(SlotOptions):
 
     def with_one_batch_size(self) -> "PairedOptions":
         return replace(self, schedule=replace(self.schedule, ordered_batch_size=None))
+
+
+@dataclass(frozen=True)
+class MatchedOptions(PairedOptions):
+    """Options of all systems that match orderless slots to the order of a prior."""
+
+    matching: Literal["greedy", "hungarian"] = "greedy"
+    """How orderless slots are matched to the prior's order (Algorithm 1, A.2)."""
+
+    def make_matching(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function that matches the prior's means and the orderless means."""
+        return _MATCHINGS[self.matching]
+
+    def check(self, train: Train, *, accumulate: int = 1, cuda_graph: bool = False) -> None:
+        super().check(train)
+        if cuda_graph and self.matching == "hungarian":
+            raise UserError(
+                "--cuda-graph does not go with --model.matching hungarian, which works on the CPU: take greedy, or "
+                "leave the graph out"
+            )

@@ -9,14 +9,9 @@ from torch import Tensor, nn
 from experiments.config import Config, Depth, Size, Train
 from experiments.systems import published
 from experiments.systems.emorl import EmorlInference
-from experiments.systems.genesis_v2 import (
-    GENESIS_V2_OBJECTS_ROOM_SMALL,
-    GENESIS_V2_SHAPESTACKS_NEAR_SMALL,
-    GENESIS_V2_TOWERS,
-    GenesisV2Inference,
-)
-from experiments.systems.lom import DEMO, RENDERED_SMALL, Lom
-from experiments.systems.options import SHAPESTACKS, Geco, ImageShape, PairedOptions, Schedule, SlotOptions, part
+from experiments.systems.genesis_v2 import GENESIS_V2_SMALL, GENESIS_V2_TOWERS, GenesisV2Inference
+from experiments.systems.lom import DEMO, LOM_SMALL, Lom
+from experiments.systems.options import SHAPESTACKS, Geco, ImageShape, MatchedOptions, Schedule, SlotOptions, part
 from guides.sri import SriGuide
 from models.sri import Sri as SriModel
 from pyro_lom.distributions import GaussianHead, positive_root
@@ -27,7 +22,7 @@ from pyro_lom.system import Pair, System
 
 
 @dataclass(frozen=True)
-class Sri(PairedOptions):
+class Sri(MatchedOptions):
     """SRI and the orderless model from which it borrows slots."""
 
     kind: ClassVar[str] = "sri"
@@ -66,6 +61,7 @@ class Sri(PairedOptions):
             scene_posterior=self._head(self.scene_dim, self.scene_dim),
             recurrence=self._recurrence(),
             scale_head=small_xavier_(nn.Linear(self.recurrence_width, self.slot_dim)),
+            matching=self.make_matching(),
         )
         geco = replace(self.ordered_geco(train), analytic_kl=True)
         criterion = geco.criterion(image_shape, image_scale=self.image_scale, rollouts=guide.rollouts)
@@ -91,11 +87,12 @@ SRI_SHAPESTACKS = Config(preset="sri-shapestacks", model=Sri(num_slots=9), data=
 
 
 def _over(base: Config, lom: Config[Lom], **schedule: int) -> Config[Sri]:
-    """Return SRI over the orderless model of a preset, with the scene latent and the schedule of a LOM."""
+    """Return SRI over the orderless model of a preset, with the scene latent, matching and schedule of a LOM."""
     model = Sri(
         **vars(part(base.model, SlotOptions)),
         orderless=part(base.model, GenesisV2Inference),
         scene_dim=lom.model.scene_dim,
+        matching=lom.model.matching,
         schedule=replace(part(lom.model.schedule, Schedule), **schedule),
     )
     return replace(base, preset=base.preset.replace("genesis-v2", "sri"), model=model, train=lom.train)
@@ -104,11 +101,9 @@ def _over(base: Config, lom: Config[Lom], **schedule: int) -> Config[Sri]:
 SRI_TOWERS = _over(GENESIS_V2_TOWERS, DEMO, ordered_batch_size=24)
 """A small SRI with the orderless model, the likelihood and the schedule of the demo."""
 
-_SMALL = (GENESIS_V2_OBJECTS_ROOM_SMALL, GENESIS_V2_SHAPESTACKS_NEAR_SMALL)
-
 SYSTEMS = (Sri,)
 PRESETS = (
     SRI_TOWERS,
-    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(_SMALL, RENDERED_SMALL[:2], strict=True)),
+    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(GENESIS_V2_SMALL, LOM_SMALL, strict=True)),
     SRI_SHAPESTACKS,
 )

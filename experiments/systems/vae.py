@@ -1,10 +1,18 @@
 """A variational autoencoder: its options and presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from experiments.config import Config, Positive, Size, Train, Width
-from experiments.systems.options import CLEVR6, OBJECTS_ROOM, SHAPESTACKS, ImageShape, SystemOptions, check_image_size
+from experiments.systems.options import (
+    CLEVR6,
+    OBJECTS_ROOM,
+    RENDERED,
+    SHAPESTACKS,
+    ImageShape,
+    SystemOptions,
+    check_image_size,
+)
 from guides.vae import VaeGuide
 from models.vae import Vae as VaeModel
 from pyro_lom.distributions import GaussianHead
@@ -60,9 +68,22 @@ VAE_TOWERS = Config(
 )
 """A small VAE for a CPU."""
 
+_SMALL = [
+    replace(
+        VAE_TOWERS,
+        preset=f"vae-{name}-small",
+        model=replace(VAE_TOWERS.model, image_scale=0.1),
+        data=data,
+        train=replace(VAE_TOWERS.train, steps=12_000),
+    )
+    for name, data in RENDERED.items()
+]
+"""VAE_TOWERS on rendered scenes, with more steps. Sigma is 0.1, as in nvae-towers."""
+
 SYSTEMS = (Vae,)
 PRESETS = (
     VAE_TOWERS,
+    *_SMALL,
     Config(preset="vae-objects-room", model=Vae(), data=OBJECTS_ROOM),
     Config(preset="vae-shapestacks", model=Vae(), data=SHAPESTACKS),
     Config(preset="vae-clevr6", model=Vae(), data=CLEVR6, train=Train(steps=300_000)),

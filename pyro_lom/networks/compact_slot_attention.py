@@ -9,11 +9,8 @@ from pyro_lom.networks.decoders import PLACE_SCALE
 from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
     CompactPixelEncoder,
-    GlimpseEncoder,
-    MomentsReadout,
     PixelFeatures,
-    normalised,
-    pool,
+    RegionEncoder,
 )
 from pyro_lom.networks.slot_attention import Attended
 
@@ -22,7 +19,7 @@ class SoftKMeans(nn.Module):
     """One layer of `StochasticSlotAttention` without a recurrent cell.
 
         a_k = softmax over slots of -||embedding - query(o_k)||^2 / bandwidth
-        raw = the pixels under a_k, pooled, read by `MomentsReadout`
+        raw = the pixels under a_k, pooled, read by `readout`
 
     Subclasses have `start`, as `StochasticSlotAttention` has, `query`, `pool`, `readout` and `log_bandwidth`.
     """
@@ -41,61 +38,60 @@ class CompactSlotAttention(SoftKMeans):
     """A layer for the features of `CompactPixelEncoder`.
 
     At initialisation, slots are places and colours, embeddings are mostly colours, and a layer is a soft k-means step.
+    The layer uses the encoder's `pool`, and does not own the encoder.
     """
 
-    def __init__(self, slot_dim: int, *, num_channels: int):
+    def __init__(self, slot_dim: int, encoder: CompactPixelEncoder):
         super().__init__()
+        self.pool = encoder.pool
         scale = torch.full((slot_dim,), -2.4)
         scale[:2] = 2.0
         self.initial = nn.Parameter(torch.cat([torch.zeros(slot_dim), scale]))
         self.query = nn.Linear(slot_dim, EMBEDDING_DIM)
-        colour_map = 2 * torch.eye(num_channels) - torch.ones(num_channels, num_channels) / num_channels
-        place = 0.15 * torch.eye(2) / PLACE_SCALE
+        colour_map = encoder.colour_map.detach()
+        place = encoder.place_weight.detach() * torch.eye(2) / PLACE_SCALE
         with torch.no_grad():
             # Maps place and colour, as in MomentsReadout's initial slots, to CompactPixelEncoder's initial embedding.
             given = torch.block_diag(colour_map, place).roll(2, dims=1)[:, :slot_dim]
             self.query.weight.zero_()[: given.shape[0], : given.shape[1]] = given
-            self.query.bias.zero_()[:num_channels] = 0.5 * colour_map.sum(1)
+            self.query.bias.zero_()[: encoder.num_channels] = 0.5 * colour_map.sum(1)
         self.log_bandwidth = nn.Parameter(torch.tensor(-1.5))
-        self.readout = MomentsReadout(slot_dim, num_channels=num_channels, num_learned=CompactPixelEncoder.NUM_LEARNED)
+        self.readout = encoder.make_readout(slot_dim)
         nn.init.constant_(self.readout.layers[-1].bias[slot_dim:], -4.5)
-
-    @staticmethod
-    def pool(features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K F"]:
-        """Return averages of the features."""
-        return pool(features, normalised(masks))
 
     def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
         """Return the raw parameters of the first posterior, equal for all slots."""
         return self.initial.expand(*noise.shape[:-1], -1)
 
 
-class GlimpseSlotAttention(SoftKMeans):
-    """A layer for the features of `GlimpseEncoder`: `CompactSlotAttention` with three changes.
+class RegionSlotAttention(SoftKMeans):
+    """A layer for the features of `RegionEncoder`: `CompactSlotAttention` with three changes.
 
     1. Slots start as readings of single pixels, which are chosen at random, far from each other (`spread_pixels`).
-    2. The first numbers of a slot remain its place and colour. The query is the embedding of a pixel with this place
-       and this colour. If the readout could learn these numbers, or the query read others, clusters would fall apart.
+    2. The first numbers of a slot remain its place, extent and colour. The query is the embedding of a region with this
+       place and this colour. If the readout could learn these numbers, or the query read others, clusters would fall
+       apart.
     3. The bandwidth is smaller, because hues are nearer to each other than colours.
 
     The layer uses functions of the encoder, and does not own it.
     """
 
-    def __init__(self, slot_dim: int, encoder: GlimpseEncoder):
+    def __init__(self, slot_dim: int, encoder: RegionEncoder):
         super().__init__()
         self.query, self.pool = encoder.query, encoder.pool
         self.log_bandwidth = nn.Parameter(torch.tensor(-4.0))
-        self.readout = encoder.make_readout(slot_dim, keeps_given=True)
+        self.readout = encoder.make_readout(slot_dim)
         scale = self.readout.layers[-1].bias[slot_dim:]
         nn.init.constant_(scale, -4.5)
-        nn.init.constant_(scale[: 2 + encoder.num_channels], -7.0)  # queries read these numbers
+        nn.init.constant_(scale[: 4 + encoder.num_channels], -7.0)  # place, extent and colour; queries read them
 
     @torch.no_grad()
     def start(self, pixels: PixelFeatures, noise: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K two_Dz"]:
         """Return the raw parameters of the first posterior; `noise` determines the pixels."""
         chosen = spread_pixels(pixels.embedding, noise)
         masks = torch.zeros(*chosen.shape, pixels.embedding[0, 0].numel(), device=chosen.device)
-        return self.readout(self.pool(pixels.features, masks.scatter(-1, chosen.unsqueeze(-1), 1.0)))
+        # A weight of ten, since the readout takes a single pixel of weight one for no object.
+        return self.readout(self.pool(pixels.features, masks.scatter(-1, chosen.unsqueeze(-1), 10.0)))
 
 
 def spread_pixels(embedding: Float[Tensor, "B E H W"], noise: Float[Tensor, "*batch K Dz"]) -> Int[Tensor, "*batch K"]:

@@ -92,58 +92,6 @@ class SeparableDecoder(nn.Module):
         return image + self.bias(slots)[..., None, None]
 
 
-class FieldDecoder(nn.Module):
-    """Decoder for small images of shaded, slanted and curved surfaces.
-
-        field(y, x) = relu(v(y; slot) + u(x; slot))
-        out(y, x)   = W relu(A field(y, x) + a) + b(slot)
-
-    The profiles v and u of rows and columns are perceptrons with one hidden layer, as in `SeparableDecoder`. Straight
-    edges of any direction, circles and boxes are level sets of such sums. The field has half the image's resolution,
-    and `out` is interpolated. A mask logit that is linear in the place stays linear, so edges stay sharp (departure).
-    """
-
-    def __init__(self, slot_dim: int, size: int, *, out_channels: int, width: int, num_channels: int = 24):
-        super().__init__()
-        places = torch.linspace(-1, 1, size).unflatten(0, (-1, 2)).mean(-1)  # of two pixels
-        self.rows = Profile(slot_dim, places, 0, width=width, out_features=num_channels)
-        self.columns = Profile(slot_dim, places, 1, width=width, out_features=num_channels)
-        self.hidden = nn.Linear(num_channels, num_channels)
-        self.out = nn.Linear(num_channels, out_channels)
-        self.bias = nn.Sequential(nn.Linear(slot_dim, width), nn.ReLU(), nn.Linear(width, out_channels))
-        # Three times the usual scale gives sharp masks at the start.
-        with torch.no_grad():
-            self.out.weight.mul_(3)
-
-    def forward(self, slots: Float[Tensor, "*batch Dz"]) -> Float[Tensor, "*batch out H W"]:
-        flat = slots.reshape(-1, slots.shape[-1])
-        field = (self.rows(flat).unsqueeze(2) + self.columns(flat).unsqueeze(1)).relu_()  # (N, h, w, channels)
-        out = self.out(self.hidden(field).relu_()) + self.bias(flat)[:, None, None]
-        image = F.interpolate(out.permute(0, 3, 1, 2).contiguous(), scale_factor=2.0, mode="bilinear")
-        return image.unflatten(0, slots.shape[:-1])
-
-
-class Profile(nn.Module):
-    """Map from slots to functions of the row (`axis` 0) or of the column (`axis` 1), evaluated at `places` in [-1, 1].
-
-    Unit j starts as relu(slope_j (y - y_slot - offset_j) + a linear function of the slot's other numbers), for row or
-    column y. The kinks are spread over the image, and move with y_slot, the slot's number `axis` over PLACE_SCALE.
-    """
-
-    def __init__(self, slot_dim: int, places: Float[Tensor, "size"], axis: int, *, width: int, out_features: int):
-        super().__init__()
-        self.slot = nn.Linear(slot_dim, width)
-        slope, offset = torch.empty(width).uniform_(-4, 4), torch.empty(width).uniform_(-1, 1)
-        self.place = nn.Parameter(slope * (places[:, None] - offset))
-        with torch.no_grad():
-            self.slot.weight[:, :2] = 0
-            self.slot.weight[:, axis : axis + 1] = -slope[:, None] / PLACE_SCALE
-        self.out = nn.Linear(width, out_features)
-
-    def forward(self, slots: Float[Tensor, "N Dz"]) -> Float[Tensor, "N size features"]:
-        return self.out((self.slot(slots).unsqueeze(-2) + self.place).relu_())
-
-
 class FrameDecoder(nn.Module):
     """Decoder for objects of any shape (departure): a perceptron draws a small picture, which is laid on the image.
 

@@ -148,28 +148,32 @@ class CompactPixelEncoder(nn.Module):
         """Return averages of the features."""
         return pool(features, normalised(masks))
 
-    def make_readout(self, slot_dim: int, **options: int) -> "MomentsReadout":
+    def make_readout(self, slot_dim: int) -> "MomentsReadout":
         """Build a map from features that are pooled here to slots."""
-        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED, **options)
+        return MomentsReadout(slot_dim, num_channels=self.num_channels, num_learned=self.NUM_LEARNED)
 
 
-class GlimpseEncoder(CompactPixelEncoder):
-    """Encoder for shaded objects of any shape (departure): `CompactPixelEncoder` with three changes.
+class RegionEncoder(CompactPixelEncoder):
+    """Encoder for objects of any shape with visible outlines (departure): `CompactPixelEncoder` with three changes.
 
-    1. The embedding starts with hue, which shading hardly changes.
+    1. The embedding starts with the hue, the brightness and the place of each pixel's region, which edges enclose
+       (`average_over_regions`). Shading hardly changes the hue, and all pixels of an object have nearly the same
+       embedding, although the object is shaded or large. Two objects of one hue differ in their places.
     2. Masks are squared before they pool features. Their faint parts lie on other objects, and cover much of the image.
-    3. The pooled features end with a glimpse, because moments do not describe shapes. A glimpse contains the mask and
+    3. The pooled features contain a glimpse, because moments do not describe shapes. A glimpse contains the mask and
        the colours under it at `GLIMPSE` x `GLIMPSE` places around the mask's mean place, four standard deviations wide.
+       They end with the mask's size.
     """
 
     GLIMPSE = 8
+    PLACE_WEIGHT = 0.85
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         channels = image_shape[0]
         super().__init__(image_shape, width=width, bottleneck=bottleneck)
         self.colour_map = nn.Parameter(self.initial_weights(channels))
+        self.place_weight = nn.Parameter(torch.tensor(self.PLACE_WEIGHT))
         self.colour_channels = slice(self.NUM_LEARNED, self.NUM_LEARNED + channels)
-        self.num_glimpsed = (1 + channels) * self.GLIMPSE**2
         axis = torch.linspace(-1, 1, self.GLIMPSE)
         self.register_buffer("frame", torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1), persistent=False)
 
@@ -178,33 +182,45 @@ class GlimpseEncoder(CompactPixelEncoder):
         """Return the initial weights of the hue, one for each channel, and of the brightness."""
         return torch.tensor([0.8] * num_channels + [0.5])
 
+    def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
+        """Return the hues and places of regions."""
+        return super().given(*colours_and_places_of_regions(images))
+
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
         return self.colour_map[:, None, None] * hue_and_brightness(images, dim=1)
 
     def query(self, slots: Float[Tensor, "*batch K Dz"]) -> Float[Tensor, "*batch K E"]:
-        """Return the embedding, without its second part, of a pixel with the place and colour of a slot.
+        """Return the embedding, without its second part, of a region with the mean place and colour of a slot.
 
-        They are the first numbers of a slot, as in `MomentsReadout`'s initial slots. They are 0 if a slot is shorter.
+        They are among the first numbers of a slot, as in `FrameReadout`. They are 0 if a slot is shorter.
         """
-        places, colours, _ = F.pad(slots, (0, 2 + self.num_channels)).tensor_split((2, 2 + self.num_channels), dim=-1)
+        sizes = [2, 2, self.num_channels]
+        places, _, colours, _ = F.pad(slots, (0, sum(sizes))).split([*sizes, slots.shape[-1]], dim=-1)
         colours = self.colour_map * hue_and_brightness(colours + 0.5, dim=-1)
         given = torch.cat([colours, self.place_weight * places / PLACE_SCALE], dim=-1)
         return F.pad(given, (0, EMBEDDING_DIM - given.shape[-1]))
 
     def pool(
         self, features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]
-    ) -> Float[Tensor, "*batch K F_and_glimpsed"]:
-        """Return averages of the features under squared masks, and the glimpses."""
+    ) -> Float[Tensor, "*batch K F_and_glimpsed_and_1"]:
+        """Return averages of the features under squared masks, the glimpses, and the sums of the squared masks."""
         with _without_autocast(features):
             squares = masks.square()
-            weights = squares / squares.sum(-1, keepdim=True).clamp_min(1e-12)  # a faint mask is as strong as any other
+            size = squares.sum(-1, keepdim=True)
+            weights = squares / size.clamp_min(1e-12)  # a faint mask is as strong as any other
             glimpses = self._glimpses(features[:, self.colour_channels].to(weights.dtype), weights)
-            return torch.cat([pool(features, weights), glimpses.flatten(-3)], dim=-1)
+            return torch.cat([pool(features, weights), glimpses.flatten(-3), size], dim=-1)
 
-    def make_readout(self, slot_dim: int, **options: bool) -> "MomentsReadout":
-        """Build a map from features and glimpses that are pooled here to slots."""
-        return super().make_readout(slot_dim, num_glimpsed=self.num_glimpsed, hidden=128, **options)
+    def make_readout(self, slot_dim: int) -> "FrameReadout":
+        """Build a map from features, glimpses and sizes that are pooled here to slots."""
+        return FrameReadout(
+            slot_dim,
+            num_channels=self.num_channels,
+            num_learned=self.NUM_LEARNED,
+            num_glimpsed=(1 + self.num_channels) * self.GLIMPSE**2,
+            hidden=128,
+        )
 
     def _glimpses(
         self, images: Float[Tensor, "B C H W"], weights: Float[Tensor, "*batch K N"]
@@ -223,41 +239,6 @@ class GlimpseEncoder(CompactPixelEncoder):
         return torch.cat([masks, masks * colours], dim=1).unflatten(0, weights.shape[:-1])
 
 
-class RegionEncoder(GlimpseEncoder):
-    """Encoder for objects with visible outlines (departure): `GlimpseEncoder` with hues and places of regions.
-
-    The embedding starts with the mean hue and the mean place of each pixel's region, which edges enclose
-    (`average_over_regions`). All pixels of an object have nearly the same embedding, although the object is shaded or
-    large. Two objects of one hue have different embeddings, because their places differ.
-    """
-
-    PLACE_WEIGHT = 0.85
-
-    def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
-        super().__init__(image_shape, width=width, bottleneck=bottleneck)
-        self.place_weight = nn.Parameter(torch.tensor(self.PLACE_WEIGHT))
-
-    def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
-        """Return the hues and places of regions."""
-        return super().given(*colours_and_places_of_regions(images))
-
-    def pool(
-        self, features: Float[Tensor, "B F H W"], masks: Float[Tensor, "*batch K N"]
-    ) -> Float[Tensor, "*batch K F_and_glimpsed_and_1"]:
-        """Return averages of the features under squared masks, the glimpses, and the sums of the squared masks."""
-        return torch.cat([super().pool(features, masks), masks.square().sum(-1, keepdim=True)], dim=-1)
-
-    def make_readout(self, slot_dim: int) -> "FrameReadout":
-        """Build a map from features and glimpses that are pooled here to slots."""
-        return FrameReadout(
-            slot_dim,
-            num_channels=self.num_channels,
-            num_learned=self.NUM_LEARNED,
-            num_glimpsed=self.num_glimpsed,
-            hidden=128,
-        )
-
-
 def colours_and_places_of_regions(
     images: Float[Tensor, "B C H W"],
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
@@ -272,22 +253,11 @@ class MomentsReadout(nn.Module):
 
     The moments are the mean colour, the mean place, the standard deviation of the place, and the slopes of the colour
     along both axes. A slot's loc is the output of a perceptron of all moments, plus the place and the colour in its
-    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers. With `keeps_given`, they
-    remain place and colour: the perceptron only determines the other numbers and the scales.
+    first numbers. At initialisation, `SeparableDecoder` reads the place from these numbers.
     """
 
-    def __init__(
-        self,
-        slot_dim: int,
-        *,
-        num_channels: int,
-        num_learned: int,
-        num_glimpsed: int = 0,
-        hidden: int = 64,
-        keeps_given: bool = False,
-    ):
+    def __init__(self, slot_dim: int, *, num_channels: int, num_learned: int, num_glimpsed: int = 0, hidden: int = 64):
         super().__init__()
-        self.keeps_given = keeps_given
         self.sizes = [num_learned, num_channels, 2, 2, 2 * num_channels, num_glimpsed]
         self.norm = nn.LayerNorm(num_learned)
         sizes = pairwise([sum(self.sizes), hidden, hidden, 2 * slot_dim])
@@ -301,19 +271,18 @@ class MomentsReadout(nn.Module):
         covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
         read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
-        given = self._given(place, variance.sqrt(), colour)[..., : read.shape[-1] // 2]
-        if self.keeps_given:
-            read = F.pad(read[..., given.shape[-1] :], (given.shape[-1], 0))
-        return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))
+        return self.with_given(read, place, variance.sqrt(), colour)
 
-    def _given(
+    def with_given(
         self,
+        read: Float[Tensor, "*batch K two_Dz"],
         place: Float[Tensor, "*batch K 2"],
         deviation: Float[Tensor, "*batch K 2"],
         colour: Float[Tensor, "*batch K C"],
-    ) -> Float[Tensor, "*batch K given"]:
-        """Return the first numbers of a slot."""
-        return torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)
+    ) -> Float[Tensor, "*batch K two_Dz"]:
+        """Return what the perceptron reads, plus the place and the colour in the first numbers."""
+        given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))
 
 
 class FrameReadout(MomentsReadout):
@@ -324,20 +293,20 @@ class FrameReadout(MomentsReadout):
     faint masks, which can resemble those of a wall, and the LOM would confuse it with the slot of the wall.
     """
 
-    def __init__(self, slot_dim: int, **sizes: int):
-        super().__init__(slot_dim, keeps_given=True, **sizes)
-
     def forward(self, pooled: Float[Tensor, "*batch K F_and_1"]) -> Float[Tensor, "*batch K two_Dz"]:
-        *moments, size = pooled.split([pooled.shape[-1] - 1, 1], dim=-1)
-        loc, raw_scale = super().forward(*moments).chunk(2, dim=-1)
+        moments, size = pooled.split([pooled.shape[-1] - 1, 1], dim=-1)
+        loc, raw_scale = super().forward(moments).chunk(2, dim=-1)
         present = 1 - (-size / 2).exp()  # near 1 from ten pixels on
         return torch.cat([present * loc, raw_scale], dim=-1)
 
-    def _given(
+    def with_given(
         self,
+        read: Float[Tensor, "*batch K two_Dz"],
         place: Float[Tensor, "*batch K 2"],
         deviation: Float[Tensor, "*batch K 2"],
         colour: Float[Tensor, "*batch K C"],
-    ) -> Float[Tensor, "*batch K given"]:
+    ) -> Float[Tensor, "*batch K two_Dz"]:
+        """Return place, extent and colour, and behind them what the perceptron reads."""
         extent = (deviation + 0.02).log() + EXTENT_OFFSET
-        return torch.cat([PLACE_SCALE * place, extent, colour - 0.5], dim=-1)
+        given = torch.cat([PLACE_SCALE * place, extent, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        return torch.cat([given, read[..., given.shape[-1] :]], dim=-1)

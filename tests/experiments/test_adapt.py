@@ -60,6 +60,12 @@ def test_every_value_has_a_reason():
         assert any(line.startswith(f"--{option} {value}: ") for line in lines)
 
 
+def test_few_images_are_one_batch():
+    few, many = (adapt(OWN, images)[0].model.schedule for images in (discs(5), np.repeat(discs(1), 64, axis=0)))
+    assert few == replace(OWN.model.schedule, ordered_batch_size=5)
+    assert many == OWN.model.schedule
+
+
 def test_other_options_stay():
     config, lines = adapt(OWN, discs(), ["train.steps"])
     assert config == replace(OWN, train=config.train)
@@ -87,7 +93,7 @@ def tiny_own(towers, tmp_path):
     write_scenes(tmp_path / "own.h5", towers, source="tests", seed=3)
     return (
         "lom-genesis-v2-own --data.path own.h5 --data.image-size 32 --train.steps 6 --train.preview-every 2 "
-        "--train.batch-size 4 --model.schedule.ordered-batch-size 4 --model.decoder-width 8 "
+        "--train.batch-size 4 --model.decoder-width 8 "
         "--model.orderless.encoder-width 8 --model.transformer-width 8 --model.num-slots=4"
     ).split()
 
@@ -99,6 +105,7 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
     assert (config["model"]["num_slots"], config["train"]["steps"]) == (4, 6)
     assert f"--model.slot-dim {config['model']['slot_dim']}: " in err
     assert f"--model.geco.target-rmse {config['model']['geco']['target_rmse']}: " in err
+    assert f"--model.schedule.ordered-batch-size {config['model']['schedule']['ordered_batch_size']}: all images" in err
     assert "--model.num-slots" not in err and "--train.steps" not in err
     relaxed = re.findall(r"by step (\d) the target of the (\w+) pair was relaxed to an RMSE of (0\.\d+)", err)
     (first, of_orderless, rmse), (second, of_ordered, same) = relaxed

@@ -62,7 +62,7 @@ OLD = {
 @pytest.mark.parametrize(
     ("option", "systems"),
     [
-        (["--model.matching", "hungarian"], "lom"),
+        (["--model.matching", "hungarian"], "lom, sri"),
         (["--model.scene-dim", "3"], "lom, scene-autoregressive, sri, vae"),
         (["--model.num-refinements", "3"], "emorl"),
         (["--model.recurrence-width", "3"], "autoregressive, genesis-v2-autoregressive, scene-autoregressive, sri"),

@@ -14,6 +14,7 @@ from experiments.config import Data, from_dict
 from experiments.systems import PRESETS, SYSTEMS, build, preset
 from experiments.systems.options import SlotOptions
 from pyro_lom.errors import UserError
+from pyro_lom.matching import hungarian_matching
 from pyro_lom.networks.transformers import token_pooling
 from pyro_lom.objective import Objective
 from pyro_lom.training.runs import Run
@@ -241,7 +242,26 @@ def test_a_lom_shares_with_its_orderless_model_what_both_have(base):
     assert vars(config.model.orderless) == {name: getattr(alone.model, name) for name in vars(config.model.orderless)}
 
 
-@pytest.mark.parametrize("world", ["objects-room-small", "shapestacks-near-small"])
+@pytest.mark.parametrize("world", ["objects-room", "shapestacks-near", "clevr6"])
+@pytest.mark.parametrize(
+    "system",
+    ["lom-genesis-v2", "genesis-v2", "lom-emorl", "emorl", "genesis-v2-g", "genesis-v2-mog", "sri"]
+    + ["genesis", "vae", "gnm", "nvae"],
+)
+def test_every_system_has_a_small_preset_of_each_rendered_world(system, world):
+    config = preset(f"{system}-{world}-small")
+    assert config.data == preset(f"lom-genesis-v2-{world}-small").data
+    assert config.data.image_size == 64
+    assert type(config.model) is type(preset(f"{system}-towers").model)
+
+
+@pytest.mark.parametrize("system", ["lom-genesis-v2", "lom-emorl", "sri"])
+def test_small_systems_on_rendered_scenes_match_with_the_hungarian_algorithm(system):
+    pair = build(shrunk(preset(f"{system}-objects-room-small")), (3, 64, 64))["ordered"]
+    assert pair.guide.match is hungarian_matching
+
+
+@pytest.mark.parametrize("world", ["objects-room-small", "shapestacks-near-small", "clevr6-small"])
 def test_small_emorl_has_the_networks_of_small_genesis_v2_and_the_inference_of_emorl_on_towers(world):
     config, networks, towers = preset(f"emorl-{world}"), preset(f"genesis-v2-{world}"), preset("emorl-towers")
     own, theirs = vars(config.model), vars(networks.model)
@@ -250,7 +270,10 @@ def test_small_emorl_has_the_networks_of_small_genesis_v2_and_the_inference_of_e
     geco = dataclasses.replace(towers.model.geco, target_rmse=networks.model.geco.target_rmse)
     others = {name: getattr(towers.model, name) for name in own.keys() - shared} | {"geco": geco}
     assert {name: own[name] for name in others} == others
-    assert (config.data, config.train) == (networks.data, dataclasses.replace(networks.train, steps=4500))
+    assert (config.data, config.train) == (
+        networks.data,
+        dataclasses.replace(networks.train, steps=4500, learning_rate=4e-3),
+    )
 
 
 ABLATIONS = {  # what A.5 says of each, against Model 0, which has two blocks everywhere

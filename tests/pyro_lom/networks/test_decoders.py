@@ -11,13 +11,12 @@ from pyro_lom.networks.decoders import (
     PLACE_SCALE,
     BroadcastDecoder,
     DeconvolutionDecoder,
-    FieldDecoder,
     FrameDecoder,
     SeparableDecoder,
 )
 
 every_decoder = pytest.mark.parametrize(
-    "decoder_class", [DeconvolutionDecoder, BroadcastDecoder, SeparableDecoder, FieldDecoder, FrameDecoder]
+    "decoder_class", [DeconvolutionDecoder, BroadcastDecoder, SeparableDecoder, FrameDecoder]
 )
 
 
@@ -66,16 +65,6 @@ def test_the_separable_decoder_starts_by_moving_with_a_slots_place(axis):
     moved[:, axis] += PLACE_SCALE * 3 * 2 / 31  # three pixels of a grid from -1 to 1
     first, second = (decoder(s) - decoder.bias(s)[..., None, None] for s in (slots, moved))
     torch.testing.assert_close(second.narrow(-2 + axis, 3, 29), first.narrow(-2 + axis, 0, 29), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
-def test_the_field_decoder_starts_by_moving_with_a_slots_place(axis):
-    decoder, slots = FieldDecoder(6, 32, out_channels=4, width=8), torch.randn(4, 6)
-    moved = slots.clone()
-    moved[:, axis] += PLACE_SCALE * 4 * 2 / 31  # four pixels, two places of the field
-    first, second = (decoder(s) - decoder.bias(s)[..., None, None] for s in (slots, moved))
-    # The pixels at the edges are extrapolated.
-    torch.testing.assert_close(second.narrow(-2 + axis, 5, 26), first.narrow(-2 + axis, 1, 26), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])

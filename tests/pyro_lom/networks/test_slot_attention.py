@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, GlimpseSlotAttention, spread_pixels
+from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, RegionSlotAttention, spread_pixels
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, GlimpseEncoder
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, RegionEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 
 B, K, DZ, WIDTH = 2, 4, 8, 8
@@ -27,15 +27,14 @@ def stirred(module):
     return module
 
 
-SMALL = {"compact": CompactPixelEncoder, "glimpse": GlimpseEncoder}
+SMALL = {"compact": (CompactPixelEncoder, CompactSlotAttention), "regions": (RegionEncoder, RegionSlotAttention)}
 
 
 def small_networks(kind, image_shape, slot_dim=DZ):
     """An encoder, and the layer that reads its features."""
-    encoder = SMALL[kind](image_shape, width=WIDTH)
-    if kind == "glimpse":
-        return encoder, GlimpseSlotAttention(slot_dim, encoder)
-    return encoder, CompactSlotAttention(slot_dim, num_channels=image_shape[0])
+    make_encoder, make_layer = SMALL[kind]
+    encoder = make_encoder(image_shape, width=WIDTH)
+    return encoder, make_layer(slot_dim, encoder)
 
 
 @pytest.fixture(params=["published", *SMALL])
@@ -125,7 +124,8 @@ class TestAttention:
         images[:, 0, :8], images[:, 1, 8:] = 1.0, 1.0  # red above green
         encoder, layer = small_networks(kind, (3, 16, 16))
         slots = torch.zeros(1, 2, DZ)
-        slots[0, :, 2:5] = torch.tensor([[0.5, -0.5, -0.5], [-0.5, 0.5, -0.5]])
+        first = {"compact": 2, "regions": 4}[kind]
+        slots[0, :, first : first + 3] = torch.tensor([[0.5, -0.5, -0.5], [-0.5, 0.5, -0.5]])
         slots[0, :, 0] = PLACE_SCALE * torch.tensor([-0.5, 0.5])
         with torch.no_grad():
             encoder.gate.zero_()
@@ -134,7 +134,7 @@ class TestAttention:
         torch.testing.assert_close(log_masks[0].exp(), torch.stack([expected, 1 - expected]), atol=0.01, rtol=0)
 
     @pytest.mark.parametrize("slot_dim", [2, 3, 16])
-    @pytest.mark.parametrize(("kind", "num_channels"), [("compact", 1), ("compact", 3), ("glimpse", 3)])
+    @pytest.mark.parametrize(("kind", "num_channels"), [("compact", 1), ("compact", 3), ("regions", 1), ("regions", 3)])
     def test_a_small_layer_takes_slots_of_any_size(self, kind, slot_dim, num_channels):
         encoder, layer = small_networks(kind, (num_channels, 16, 16), slot_dim)
         pixels = encoder(torch.rand(B, num_channels, 16, 16))
@@ -142,11 +142,11 @@ class TestAttention:
         assert torch.isfinite(layer(slots, layer.start(pixels, slots), pixels).raw).all()
 
     def test_a_layer_uses_its_encoder_without_owning_it(self):
-        encoder, layer = small_networks("glimpse", (3, 16, 16))
+        encoder, layer = small_networks("regions", (3, 16, 16))
         assert not set(encoder.parameters()) & set(layer.parameters())
         assert {name.split(".")[0] for name in layer.state_dict()} == {"log_bandwidth", "readout"}
         layer(torch.randn(1, K, DZ), torch.zeros(1, K, 2 * DZ), encoder(torch.rand(1, 3, 16, 16))).raw.sum().backward()
-        assert layer.readout.layers[0].weight.grad[:, -encoder.num_glimpsed :].any()
+        assert layer.readout.layers[0].weight.grad[:, -layer.readout.sizes[-1] :].any(), "glimpses are read"
 
 
 class TestStart:
@@ -175,15 +175,15 @@ class TestStart:
     def test_a_plain_image_has_pixels_to_start_from(self):
         assert spread_pixels(torch.zeros(1, 8, 4, 4), torch.randn(1, K, 3)).shape == (1, K)
 
-    def test_slots_of_a_glimpse_layer_start_as_place_and_colour_of_their_pixels(self):
-        encoder, layer = small_networks("glimpse", (3, 16, 16))
+    def test_slots_of_a_region_layer_start_as_place_and_colour_of_their_pixels(self):
+        encoder, layer = small_networks("regions", (3, 16, 16))
         images, noise = torch.rand(B, 3, 16, 16), torch.randn(B, K, DZ)
         pixels = encoder(images)
         chosen = spread_pixels(pixels.embedding, noise)
         colours = images.flatten(2).gather(2, chosen.unsqueeze(1).expand(-1, 3, -1)).mT
         raw = layer.start(pixels, noise)
-        expected = torch.cat([PLACE_SCALE * encoder.grid.flatten(1).T[chosen], colours - 0.5], dim=-1)
-        torch.testing.assert_close(raw[..., :5], expected)
+        torch.testing.assert_close(raw[..., :2], PLACE_SCALE * encoder.grid.flatten(1).T[chosen])
+        torch.testing.assert_close(raw[..., 4:7], colours - 0.5)
         assert not raw.requires_grad
 
 
