@@ -166,7 +166,7 @@ def _small(base: Config[GenesisV2]) -> Config[Emorl]:
 
 
 EMORL_SMALL = tuple(map(_small, GENESIS_V2_SMALL))
-"""Small networks on rendered scenes, which train in 14 minutes on one thread.
+"""Small networks on rendered scenes, which train in about 15 minutes on one thread.
 
 A step costs twice as much as GENESIS-v2's. There is no spare slot, because slots start at pixels far from each other.
 """
