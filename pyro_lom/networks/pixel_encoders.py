@@ -248,6 +248,14 @@ def colours_and_places_of_regions(
     return averages.split([images.shape[1], 2], dim=1)
 
 
+class Moments(NamedTuple):
+    """What the pixels under a mask have in common."""
+
+    place: Float[Tensor, "*batch K 2"]
+    deviation: Float[Tensor, "*batch K 2"]  # standard deviation of the place
+    colour: Float[Tensor, "*batch K C"]
+
+
 class MomentsReadout(nn.Module):
     """Map from the moments of the pixels under a mask, and its glimpse if there is one, to a slot (departure).
 
@@ -271,17 +279,11 @@ class MomentsReadout(nn.Module):
         covariance = product.unflatten(-1, (2, -1)) - place.unsqueeze(-1) * colour.unsqueeze(-2)
         slopes = (covariance / (variance.unsqueeze(-1) + 0.01)).flatten(-2)
         read = self.layers(torch.cat([self.norm(learned), colour, place, variance.sqrt(), slopes, glimpse], dim=-1))
-        return self.with_given(read, place, variance.sqrt(), colour)
+        return self.with_given(read, Moments(place, variance.sqrt(), colour))
 
-    def with_given(
-        self,
-        read: Float[Tensor, "*batch K two_Dz"],
-        place: Float[Tensor, "*batch K 2"],
-        deviation: Float[Tensor, "*batch K 2"],
-        colour: Float[Tensor, "*batch K C"],
-    ) -> Float[Tensor, "*batch K two_Dz"]:
+    def with_given(self, read: Float[Tensor, "*batch K two_Dz"], moments: Moments) -> Float[Tensor, "*batch K two_Dz"]:
         """Return what the perceptron reads, plus the place and the colour in the first numbers."""
-        given = torch.cat([PLACE_SCALE * place, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        given = torch.cat([PLACE_SCALE * moments.place, moments.colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
         return read + F.pad(given, (0, read.shape[-1] - given.shape[-1]))
 
 
@@ -299,14 +301,9 @@ class FrameReadout(MomentsReadout):
         present = 1 - (-size / 2).exp()  # near 1 from ten pixels on
         return torch.cat([present * loc, raw_scale], dim=-1)
 
-    def with_given(
-        self,
-        read: Float[Tensor, "*batch K two_Dz"],
-        place: Float[Tensor, "*batch K 2"],
-        deviation: Float[Tensor, "*batch K 2"],
-        colour: Float[Tensor, "*batch K C"],
-    ) -> Float[Tensor, "*batch K two_Dz"]:
+    def with_given(self, read: Float[Tensor, "*batch K two_Dz"], moments: Moments) -> Float[Tensor, "*batch K two_Dz"]:
         """Return place, extent and colour, and behind them what the perceptron reads."""
-        extent = (deviation + 0.02).log() + EXTENT_OFFSET
-        given = torch.cat([PLACE_SCALE * place, extent, colour - 0.5], dim=-1)[..., : read.shape[-1] // 2]
+        extent = (moments.deviation + 0.02).log() + EXTENT_OFFSET
+        given = torch.cat([PLACE_SCALE * moments.place, extent, moments.colour - 0.5], dim=-1)
+        given = given[..., : read.shape[-1] // 2]
         return torch.cat([given, read[..., given.shape[-1] :]], dim=-1)
