@@ -163,7 +163,7 @@ class RowReader(Reader):
         self.num_on_white = 0  # scenes whose transparent pixels were laid on white
 
     def _scene(self, row: int) -> Scene:
-        """Read the scene in one row of the source; raises UserError if it is damaged."""
+        """Read the scene in one row of the source; raises UserError if it is damaged. Subclasses implement this."""
         raise NotImplementedError
 
     def _scenes(self, place: Any, damage: Damage) -> Iterator[tuple[Scene | None, dict[str, Any], int]]:
