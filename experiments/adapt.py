@@ -28,7 +28,7 @@ _LOOKED_AT = 64  # images
 _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SMALLEST = 0.005  # share of an image, below which a segment does not count
 _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
-_K = (4, 10)  # least and largest number of slots
+_K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (9_000, 15_000), 16  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 

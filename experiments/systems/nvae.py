@@ -117,10 +117,15 @@ NVAE_TOWERS = Config(
 """A small NVAE for a CPU. Sigma is 0.1, as in emorl-towers."""
 
 _SMALL = [
-    replace(NVAE_TOWERS, preset=f"nvae-{name}-small", data=data, train=replace(NVAE_TOWERS.train, steps=4000))
+    replace(
+        NVAE_TOWERS,
+        preset=f"nvae-{name}-small",
+        data=data,
+        train=replace(NVAE_TOWERS.train, steps=2000, batch_size=8),
+    )
     for name, data in RENDERED.items()
 ]
-"""NVAE_TOWERS on rendered scenes, with more steps."""
+"""NVAE_TOWERS on rendered scenes, with smaller batches."""
 
 SYSTEMS = (Nvae,)
 PRESETS = (NVAE_TOWERS, *_SMALL, NVAE_CLEVR6)
