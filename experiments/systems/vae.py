@@ -74,7 +74,7 @@ _SMALL = [
         preset=f"vae-{name}-small",
         model=replace(VAE_TOWERS.model, image_scale=0.4),
         data=data,
-        train=replace(VAE_TOWERS.train, steps=10_000),
+        train=replace(VAE_TOWERS.train, steps=9000),
     )
     for name, data in RENDERED.items()
 ]
