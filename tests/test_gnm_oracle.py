@@ -149,18 +149,19 @@ class Fixture:
 
 
 def agree(found, kind, names=None):
-    """In float64 to 1e-6 of the tensor's size, in float32 to twice the published program's own rounding error.
+    """In float64 to 1e-6 of the tensor's size, in float32 to 16 times the published program's own rounding error.
 
-    In the first steps, for which that error is not known, float32 has 1e-5 of the tensor's size.
+    That error was measured on one CPU. A CPU without AVX-512 adds in another order, and has up to 6 times the error. In
+    the first steps, for which it is not known, float32 has 1e-4 of the tensor's size.
     """
     for name in names or found:
         expected, value = ORACLE[f"{kind}/{name}"].double(), found[name]
         assert value.shape == expected.shape, name
         size = expected.abs().max().item()
         tolerance = 1e-6 * size
-        if value.dtype == torch.float32:  # at least twice the distance of neighbouring numbers
-            rounding = FACTS["float32_deviation"].get(f"{kind}/{name}", 5e-6 * size)
-            tolerance = 2 * max(rounding, torch.finfo(torch.float32).eps * size)
+        if value.dtype == torch.float32:  # at least 16 times the distance of neighbouring numbers
+            rounding = FACTS["float32_deviation"].get(f"{kind}/{name}", 6e-6 * size)
+            tolerance = 16 * max(rounding, torch.finfo(torch.float32).eps * size)
         assert (value.double() - expected).abs().max().item() <= tolerance, name
 
 
