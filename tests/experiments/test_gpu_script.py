@@ -86,10 +86,10 @@ def test_the_script_refuses_other_arguments(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1_900)
 def test_rehearsals(tmp_path, mujoco):
     shutil.rmtree(ROOT / "runs" / "gpu-rehearsal", ignore_errors=True)
-    limits = {"check": 240, "train": 360}
+    limits = {"check": 3 * 240, "train": 3 * 360}
     for work, limit in limits.items():
         command = ["bash", SCRIPT, work, "--rehearse"]
         # A session of its own shows which processes are left.
@@ -104,7 +104,8 @@ def test_rehearsals(tmp_path, mujoco):
     }
     assert all(0 < (tmp_path / name).stat().st_size < 16 * 2**20 for name in files)
     rows = json.loads((tmp_path / "check" / "benchmark.json").read_text())
-    assert {(row["system"], row["precision"]) for row in rows} == {
-        (system, precision) for system in ("lom-genesis-v2", "lom-emorl") for precision in ("32-true", "bf16-mixed")
-    }
+    assert [(row["system"], row["precision"]) for row in rows] == [
+        ("lom-genesis-v2", "32-true"),
+        ("lom-emorl", "32-true"),
+    ]
     assert fastest.failed_tests(tmp_path / "check" / "tests.xml") == set()
