@@ -12,6 +12,7 @@ from experiments.systems.options import check_image_size
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import explained_variance, region_segments, smooth_error
+from pyro_lom.networks.pixel_encoders import PatternEncoder
 from pyro_lom.networks.regions import edges
 
 ADAPTED = (
@@ -48,10 +49,10 @@ class Look(NamedTuple):
 
 
 def look(images: np.ndarray) -> Look:
-    """Cluster some of the images (N, H, W, C), uint8, with the encoder `regions` before any training."""
+    """Cluster some of the images (N, H, W, C), uint8, with the encoder `patterns` before any training."""
     chosen = np.random.default_rng(0).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
     images = float_images(images[np.sort(chosen)])
-    segments = region_segments(images, _MANY)
+    segments = region_segments(images, _MANY, encoder=PatternEncoder)
     sizes = F.one_hot(segments.flatten(1)).float().mean(1)
     return Look(
         num_images=len(images),

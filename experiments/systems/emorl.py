@@ -21,7 +21,7 @@ from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, Regio
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 from pyro_lom.system import Pair, System
 
-_ATTENTIONS = {"compact": CompactSlotAttention, "regions": RegionSlotAttention}
+_ATTENTIONS = {"compact": CompactSlotAttention, "regions": RegionSlotAttention, "patterns": RegionSlotAttention}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EmorlInference:
 
     encoder: Literal["published", *SMALL_ENCODERS] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
-    colours, regions for objects of any shape with visible outlines."""
+    colours, regions for objects of any shape with visible outlines, patterns if objects may have fine stripes."""
     encoder_width: Width = 64
     """Channels of the encoder."""
     num_refinements: Annotated[int, within(1, 64)] = 2

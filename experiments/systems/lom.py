@@ -184,7 +184,11 @@ _ROOMS = LOM_SMALL[0]
 OWN = replace(
     _ROOMS,
     preset="lom-genesis-v2-own",
-    model=replace(_ROOMS.model, geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200)),
+    model=replace(
+        _ROOMS.model,
+        orderless=replace(_ROOMS.model.orderless, encoder="patterns"),
+        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
+    ),
     data=Data(path="my_images", image_size=64),
     train=replace(_ROOMS.train, preview_every=1000),
 )

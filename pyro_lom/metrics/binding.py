@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
+from scipy import ndimage
 from torch import Tensor
 
 from pyro_lom.metrics.ari import adjusted_rand_index
@@ -12,6 +14,7 @@ from pyro_lom.networks.pixel_encoders import RegionEncoder, colours_and_places_o
 from pyro_lom.networks.stick_breaking import InstanceColouring, pixel_grid
 
 _USUAL = 7  # slots
+_SMALLEST = 0.005  # share of an image
 _BATCH = 64  # scenes at once, which limits memory
 _OTHER_SEED = "try another --seed or a smaller --model.slot-dim"
 _OTHER_IMAGES = "larger or smoother images, or larger networks on a GPU, may help"
@@ -32,6 +35,8 @@ class Binding(NamedTuple):
     low if segments cross the outlines of objects, and if pixels are noise."""
     explainable: float
     """The same share for segments of regions (`region_segments`), which need no training."""
+    scattered: float
+    """Share of the segments above 0.5 % of an image whose largest connected part has less than half of their pixels."""
 
     def complaint(self) -> str | None:
         """Return a short description of a failure to bind, and what may help, or None if no statistic shows one."""
@@ -57,6 +62,11 @@ class Binding(NamedTuple):
                 f"slots seem to ignore objects: they cut one scene differently each time (ARI {self.stability:.2f}); "
                 f"{_OTHER_SEED}"
             )
+        if self.scattered > 0.3:
+            return (
+                f"slots seem to follow patterns on objects: {self.scattered:.0%} of their segments are scattered over "
+                f"an image; the encoder patterns (--help), or images without fine patterns, may help"
+            )
         return None
 
 
@@ -72,21 +82,33 @@ def binding(
         sameness=adjusted_rand_index(segments.roll(1, dims=0), segments).mean().item(),
         explained=explained_variance(images, segments),
         explainable=explained_variance(images, region_segments(images, first.shape[-4])),
+        scattered=scattered(segments),
     )
 
 
+def scattered(segments: Integer[Tensor, "B H W"]) -> float:
+    """Return the share of the segments above 0.5 % of an image that are scattered (`Binding.scattered`)."""
+    shares = []
+    for scene in segments.cpu().numpy():
+        for mask in (scene == label for label in np.unique(scene)):
+            if mask.mean() > _SMALLEST:
+                parts, _ = ndimage.label(mask)
+                shares.append(np.bincount(parts[mask]).max() / mask.sum())
+    return float(np.mean(np.array(shares) < 0.5))
+
+
 @torch.no_grad()
-def region_segments(images: Float[Tensor, "B C H W"], num_slots: int, seed: int = 0) -> Integer[Tensor, "B H W"]:
-    """Return the segments of the initial clusters of `RegionEncoder`, with GENESIS-v2's clustering into `num_slots`."""
+def region_segments(
+    images: Float[Tensor, "B C H W"], num_slots: int, *, encoder: type[RegionEncoder] = RegionEncoder
+) -> Integer[Tensor, "B H W"]:
+    """Return the segments of an encoder's initial clusters, with GENESIS-v2's clustering into `num_slots`."""
     colouring, segments = InstanceColouring(num_slots), []
     colouring.load_state_dict(InstanceColouring(_USUAL).state_dict())  # clusters as wide as usual
-    weights = RegionEncoder.initial_weights(images.shape[1])[:, None, None]
-    generator = torch.Generator().manual_seed(seed)
+    weights = encoder.initial_weights(images.shape[1])[:, None, None]
+    generator = torch.Generator().manual_seed(0)
     for batch in images.cpu().split(_BATCH):
-        colours, places = colours_and_places_of_regions(batch)
-        embedding = torch.cat(
-            [weights * hue_and_brightness(colours, dim=1), RegionEncoder.PLACE_WEIGHT * places], dim=1
-        )
+        colours, places = colours_and_places_of_regions(batch, merge_thin=encoder.MERGE_THIN)
+        embedding = torch.cat([weights * hue_and_brightness(colours, dim=1), encoder.PLACE_WEIGHT * places], dim=1)
         scores = torch.rand(len(batch), 1, *batch.shape[2:], generator=generator)
         segments.append(colouring(embedding, scores).argmax(-4).squeeze(-3))
     return torch.cat(segments).to(images.device)

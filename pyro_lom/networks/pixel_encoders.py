@@ -167,6 +167,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     GLIMPSE = 8
     PLACE_WEIGHT = 0.85
+    MERGE_THIN = False
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         channels = image_shape[0]
@@ -184,7 +185,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
         """Return the hues and places of regions."""
-        return super().given(*colours_and_places_of_regions(images))
+        return super().given(*colours_and_places_of_regions(images, merge_thin=self.MERGE_THIN))
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
@@ -239,12 +240,21 @@ class RegionEncoder(CompactPixelEncoder):
         return torch.cat([masks, masks * colours], dim=1).unflatten(0, weights.shape[:-1])
 
 
+class PatternEncoder(RegionEncoder):
+    """Encoder for objects with stripes, checks or thin strokes (departure): `RegionEncoder` with larger regions.
+
+    Thin regions that touch are one region, so that the colours of a fine pattern are in one cluster.
+    """
+
+    MERGE_THIN = True
+
+
 def colours_and_places_of_regions(
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C H W"], *, merge_thin: bool = False
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
     """Return the mean colour and the mean place of each pixel's region."""
     grid = pixel_grid(*images.shape[-2:], device=images.device).expand(len(images), -1, -1, -1)
-    averages = average_over_regions(torch.cat([images, grid], dim=1), images)
+    averages = average_over_regions(torch.cat([images, grid], dim=1), images, merge_thin=merge_thin)
     return averages.split([images.shape[1], 2], dim=1)
 
 

@@ -2,17 +2,19 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 EDGE = 0.05
 """Least distance between the colours of neighbouring pixels, for colours in [0, 1], at which there is an edge."""
-_ROUNDS = 6
+_STRONG = 5  # times the edge; noise and most shading do not reach it
+_THIN = 1 / 16  # of the image's width
+_ROUNDS, _ROUNDS_OF_WIDTHS = 6, 2
 
 
 @torch.compiler.disable  # its recursion would be unrolled into thousands of operations
 def average_over_regions(
-    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"]
+    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"], *, merge_thin: bool = False
 ) -> Float[Tensor, "B F H W"]:
     """Average values over the regions of images, by averages along rows and columns in turn (Gastal & Oliveira, 2011).
 
@@ -23,13 +25,21 @@ def average_over_regions(
 
     `edge` is the median distance of the image's neighbours, and at least `EDGE`, so that the edges of noise are weak.
     Several rounds carry values around corners. The cost is linear in the number of pixels.
+
+    Args:
+        merge_thin: drop the edges between thin regions, so that fine stripes or checks are one region. A region is thin
+            if its mean width is below a 16th of the image's. The width at a pixel is (r^-2 + c^-2)^(-1/2), where r
+            pixels of its row and c of its column are between edges that are five times as strong; this is the width of
+            a straight stripe in any direction.
     """
-    edge = _edge(_distances(images)).squeeze(1)
-    images, values = images.permute(3, 0, 1, 2), values.permute(3, 0, 1, 2)  # (W, B, ..., H)
-    passed = [_passed(images, edge), _passed(images.transpose(0, -1), edge)]
-    for along in _ROUNDS * passed:
-        values = _average(values, along).transpose(0, -1)
-    return values.permute(1, 2, 3, 0)
+    edge = _edge(_distances(images))[:, :, None]
+    lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
+    steps = [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
+    if merge_thin:
+        thin = _widths(steps) < _THIN * len(lines)
+        between = [along[1:] & along[:-1] for along in _both(thin)]
+        steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, between, strict=True)]
+    return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
 
 
 def edges(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
@@ -48,20 +58,36 @@ def _edge(distances: Float[Tensor, "B pairs"]) -> Float[Tensor, "B 1"]:
     return distances.quantile(0.5, dim=1, keepdim=True).clamp_min(EDGE)
 
 
-def _passed(images: Float[Tensor, "L B C M"], edge: Float[Tensor, "B"]) -> Float[Tensor, "L_minus_1 B 1 M"]:
-    """Return exp(-distance) for neighbours along the first axis."""
-    distances = images.diff(dim=0).square().sum(2, keepdim=True).sqrt()
-    return torch.exp(-F.relu(distances / edge[:, None, None] - 1) - 0.01)
+def _both(lines: Shaped[Tensor, "W B F H"]) -> tuple[Shaped[Tensor, "W B F H"], Shaped[Tensor, "H B F W"]]:
+    """Return lines along which rows run on the first axis, and lines along which columns do."""
+    return lines, lines.transpose(0, -1)
 
 
-def _average(values: Float[Tensor, "L B F M"], passed: Float[Tensor, "L_minus_1 B 1 M"]) -> Float[Tensor, "L B F M"]:
-    """Return weighted averages along the first axis, by a recursion from each end."""
-    values = F.pad(values, (0, 0, 0, 1), value=1.0)  # the sum of the ones is the sum of the weights
+def _widths(steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
+    """Return the mean width of each pixel's region, in pixels. `steps` are distances along both, in edges."""
+    row, column = (_sums(F.pad(step, (0,) * 7 + (1,)).fill_(1), (step < _STRONG).to(step)) for step in steps)
+    return _averages((row**-2 + column.transpose(0, -1) ** -2).rsqrt(), steps, _ROUNDS_OF_WIDTHS)
+
+
+def _averages(
+    values: Float[Tensor, "W B F H"], steps: list[Float[Tensor, "_ B 1 _"]], rounds: int
+) -> Float[Tensor, "W B F H"]:
+    """Average values along rows and columns in turn. `steps` are distances along both, in edges."""
+    for weights in rounds * [torch.exp(-F.relu(step - 1) - 0.01) for step in steps]:
+        sums = _sums(F.pad(values, (0, 0, 0, 1), value=1.0), weights)  # the sum of the ones is the sum of the weights
+        values = (sums[:, :, :-1] / sums[:, :, -1:]).transpose(0, -1)
+    return values
+
+
+def _sums(values: Float[Tensor, "L B F M"], weights: Float[Tensor, "L_minus_1 B 1 M"]) -> Float[Tensor, "L B F M"]:
+    """Return weighted sums along the first axis, by a recursion from each end.
+
+    The weight of a value is the product of the `weights` between it and the place of the sum.
+    """
     sums = torch.stack([values, values.flip(0)], dim=1)
-    shares = torch.stack([passed, passed.flip(0)], dim=1)
+    weights = torch.stack([weights, weights.flip(0)], dim=1)
     lines = sums.unbind(0)
-    for share, line, following in zip(shares.unbind(0), lines[:-1], lines[1:], strict=True):
-        following.addcmul_(share, line)
+    for weight, line, following in zip(weights.unbind(0), lines[:-1], lines[1:], strict=True):
+        following.addcmul_(weight, line)
     before, after = sums.unbind(1)
-    total = before + after.flip(0) - values
-    return total[:, :, :-1] / total[:, :, -1:]
+    return before + after.flip(0) - values

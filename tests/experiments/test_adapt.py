@@ -123,7 +123,7 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
     [(0.9, "after step 2 slots seem to bind: smooth colours in segments explain 90%"), (0.2, "warning: after step 2 ")],
 )
 def test_the_first_preview_has_a_verdict(explained, line, fit, tiny_own, monkeypatch):
-    signs = Binding(largest=0.5, stability=1.0, sameness=0.1, explained=explained, explainable=0.9)
+    signs = Binding(largest=0.5, stability=1.0, sameness=0.1, explained=explained, explainable=0.9, scattered=0.1)
     monkeypatch.setattr(sys.modules["experiments.fit"], "signs_of_binding", lambda system, images: signs)
     code, _, err = fit(*tiny_own, "--train.steps", "2")
     assert code == 0 and err.count(line) == 1

@@ -106,7 +106,7 @@ def test_it_ends_with_a_table_and_the_pictures(fit, tiny_alone, tmp_path):
 
 @pytest.mark.slow
 def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(fit_module, "signs_of_binding", lambda system, images: Binding(1.0, 1.0, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(fit_module, "signs_of_binding", lambda system, images: Binding(1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
     code, _, err = fit(*tiny, "--train.preview-every", "2")
     assert code == 0
     lines = [

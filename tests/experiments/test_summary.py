@@ -41,6 +41,7 @@ OF_ANY_SYSTEM = {
     "binding_sameness",
     "binding_explained",
     "binding_explainable",
+    "binding_scattered",
 }
 OF_ANY_SYSTEM_ON_LABELS = {"ari_fg_encoder", "ari_all_encoder", "ari_fg_kmeans_rgb", "ari_fg_untrained"}
 OF_A_LOM = {"kl_scene", "kl_slots_other_scene"}
@@ -57,6 +58,7 @@ PROMISED = [
     "binding_sameness",
     "binding_explained",
     "binding_explainable",
+    "binding_scattered",
     "rmse_orderless",
     "rmse_ordered",
     "explained_variance_orderless",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_lom.data.towers import make_towers
-from pyro_lom.metrics.binding import Binding, binding, explained_variance, smooth_error
+from pyro_lom.metrics.binding import Binding, binding, explained_variance, scattered, smooth_error
 from pyro_lom.networks.stick_breaking import pixel_grid
 
 NUM_SLOTS = 5
@@ -64,8 +64,28 @@ def test_chance_cuts_the_scene(scenes):
     assert signs.complaint().startswith("slots seem to ignore objects: smooth colours in their segments explain 2% of")
 
 
+def test_slots_follow_stripes(scenes):
+    images, true = scenes
+    stripes = true * 0 + torch.arange(32) % 4
+    signs = binding(log_masks(stripes), log_masks(permuted(stripes)), images)
+    assert signs.scattered == 1
+    assert binding(log_masks(true), log_masks(true), images).scattered < 0.1
+    signs = signs._replace(sameness=0.1, explained=0.9, explainable=0.9)
+    assert signs.complaint().startswith(
+        "slots seem to follow patterns on objects: 100% of their segments are scattered"
+    )
+
+
+def test_small_segments_may_be_scattered():
+    segments = torch.zeros(1, 32, 32, dtype=torch.long)
+    segments[0, 3, ::8] = 1  # 4 of 1024 pixels
+    assert scattered(segments) == 0
+    segments[0, 5, ::8] = 1
+    assert scattered(segments) == 0.5
+
+
 def test_the_worst_complaint_comes_first():
-    signs = Binding(largest=0.99, stability=0.1, sameness=0.95, explained=0.3, explainable=0.9)
+    signs = Binding(largest=0.99, stability=0.1, sameness=0.95, explained=0.3, explainable=0.9, scattered=0.1)
     for change, word in (
         ({}, "everything"),
         ({"largest": 0.5}, "alike"),

@@ -51,6 +51,30 @@ def test_the_edges_of_noise_are_weak():
         assert found[..., mask].std(-1).max() < 0.02 < values[..., mask].std(-1).min()
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_fine_patterns_are_one_region_on_demand(width):
+    row, column = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    stripes, checks = ((line // width % 2).bool() for line in (row + column, row // width * width + column))
+    for pattern in (stripes, checks):
+        inside = (row - 32).abs().maximum((column - 32).abs()) < 12
+        images = torch.where(inside, torch.where(pattern, 0.9, 0.4), 0.1).expand(1, 3, 64, 64)
+        values = pattern[None, None].float()
+        merged = average_over_regions(values, images, merge_thin=True)[0, 0]
+        middle = merged[24:40, 24:40]
+        assert (middle - 0.5).abs().max() < 0.2, "both colours have the same average"
+        separate = average_over_regions(values, images)[0, 0]
+        assert separate[pattern & inside].min() > 0.9 > 0.1 > separate[~pattern & inside].max()
+        grounds = average_over_regions(inside[None, None].float(), images, merge_thin=True)[0, 0]
+        assert grounds[~inside].max() < 0.05 and grounds[24:40, 24:40].min() > 0.95, "the outline stays an edge"
+
+
+def test_wide_stripes_stay_regions_of_their_own():
+    stripes = (torch.arange(64) // 8 % 2).float().expand(1, 1, 64, 64)
+    images = 0.2 + 0.6 * stripes.expand(1, 3, 64, 64)
+    found = average_over_regions(stripes, images, merge_thin=True)
+    torch.testing.assert_close(found, stripes, atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("contrast", [0.05, 0.15])
 def test_they_are_averages_with_explicit_weights(contrast):
     torch.manual_seed(0)
