@@ -60,6 +60,7 @@ Options override the preset's values. PRESET --help lists the options of its sys
 _OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile", "cuda_graph")
 _HELD_OUT = 2048  # scenes for the summary
 _TO_JUDGE_BINDING = 128  # scenes for the warning about slots that do not bind
+_MISSED = 1.25  # times the target, above which an RMSE has missed it
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,12 @@ def fit(
             "seed": config.seed,
         }
         run.write_json("summary.json", summary)
+        for name, target in _targets(system).items():
+            if target and (error := summary.get(f"rmse_{name}", 0.0)) > _MISSED * target:
+                tell(
+                    f"warning: the RMSE of the {name} pair is {error:.3f}, and its target {target:.3f}; another --seed "
+                    "or more --train.steps may help"
+                )
         pictures = draw(system, test, run, seed=config.seed)
         print("\n" + "\n".join(summary_lines(summary)))
         print("\n" + printable(f"all numbers: {run.folder / 'summary.json'}"))

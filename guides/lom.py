@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.lom import LatentObjectModel
-from pyro_lom.distributions import GaussianHead, diagonal_normal, mean, positive
+from pyro_lom.distributions import GaussianHead, bounded, diagonal_normal, mean, positive
 from pyro_lom.matching import greedy_matching, permute
 from pyro_lom.networks.transformers import PosteriorOrder, SceneEncoder, xavier_
 from pyro_lom.program import Guide
@@ -32,6 +32,7 @@ class LatentObjectGuide(Guide):
         matching: maps the prior's means and the orderless means to a permutation, as Algorithm 1 does.
         order_net: f', maps a scene and aligned means to h'_1:K; the paper's Transformer by default.
         scale_head: w, maps h'_k to raw scales; a linear layer by default.
+        largest_scale: a bound of these scales (`bounded`, a departure); by default they have none, as published.
 
     With `guide.order_net = None`, slots keep the scales of the orderless posterior (A.5, Model 5).
     """
@@ -46,6 +47,7 @@ class LatentObjectGuide(Guide):
         matching: Callable[[Tensor, Tensor], Tensor] = greedy_matching,
         order_net: nn.Module | None = None,
         scale_head: nn.Module | None = None,
+        largest_scale: float | None = None,
     ):
         super().__init__()
         self.borrow("model", model)
@@ -56,6 +58,7 @@ class LatentObjectGuide(Guide):
         self.match = matching
         self.order_net = order_net or PosteriorOrder(scene_dim, slot_dim, width=slot_dim)
         self.scale_head = scale_head or xavier_(nn.Linear(slot_dim, slot_dim))
+        self.largest_scale = largest_scale
 
     def forward(self, images: Float[Tensor, "B C H W"], *, inferred: OrderlessPosterior | None = None) -> LomInference:
         """Sample scenes and ordered slots. `inferred` is the orderless posterior of `images` if already computed."""
@@ -75,6 +78,8 @@ class LatentObjectGuide(Guide):
             else:
                 posterior_order = self.order_net(scene.squeeze(-2), aligned)
                 scale = positive(self.scale_head(posterior_order))
+                if self.largest_scale is not None:
+                    scale = bounded(scale, self.largest_scale)
             with pyro.plate("slots", self.model.num_slots, dim=-1):
                 slots = pyro.sample("z", diagonal_normal(aligned, scale))
         return LomInference(scene, slots, permutation, orderless)

@@ -22,6 +22,11 @@ def positive(raw: Float[Tensor, "*shape"], floor: float = 1e-4) -> Float[Tensor,
     return F.softplus(at_least_float32(raw)) + floor
 
 
+def bounded(scale: Float[Tensor, "*shape"], largest: float) -> Float[Tensor, "*shape"]:
+    """Map standard deviations to below `largest`: scale / sqrt(1 + (scale / largest)^2), so that small ones stay."""
+    return scale * (1 + (scale / largest).square()).rsqrt()
+
+
 def positive_root(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Map a raw variance to a standard deviation as EMORL and SRI do: sqrt(softplus(min(raw, 80)) + 1e-5)."""
     return (F.softplus(at_least_float32(raw).clamp_max(80)) + 1e-5).sqrt()

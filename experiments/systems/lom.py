@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from experiments.config import Config, Count, Data, Depth, Train
+from experiments.config import Config, Count, Data, Depth, Positive, Train
 from experiments.systems.emorl import (
     EMORL_CLEVR6,
     EMORL_OBJECTS_ROOM,
@@ -52,6 +52,9 @@ class Lom(SceneOptions, MatchedOptions):
     """Self-attention blocks of f and of f' (A.5, Model 0)."""
     order_aware_scales: bool = True
     """Compute the scales of ordered slots with f' (Sec. 3.2), instead of keeping the orderless scales (Model 5)."""
+    largest_scale: Positive | None = None
+    """Bound of the order-aware scales (departure); None for none, as published. Without it, those of empty slots may
+    grow to many times the scale of the orderless prior, which is 1."""
     shared_order_nets: bool = False
     """f' has the weights of f (A.5, Model 6)."""
     schedule: LomSchedule = LomSchedule()
@@ -74,6 +77,7 @@ class Lom(SceneOptions, MatchedOptions):
             **self.make_scene_posterior(self.slot_dim),
             **self._posterior_order(model),
             matching=self.make_matching(),
+            largest_scale=self.largest_scale,
         )
         if not self.order_aware_scales:
             guide.order_net = guide.scale_head = None
@@ -92,6 +96,10 @@ class Lom(SceneOptions, MatchedOptions):
             )
         if self.shared_order_nets and not self.order_aware_scales:
             raise UserError("--model.shared-order-nets shares f', and --model.no-order-aware-scales has none: drop one")
+        if self.largest_scale is not None and not self.order_aware_scales:
+            raise UserError(
+                "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: drop one"
+            )
         if accumulate > 1 and self.schedule.ordered_rendered is not None:
             raise UserError(
                 "--accumulate does not go with --model.schedule.ordered-rendered, which saves memory in another way: "
@@ -187,6 +195,7 @@ OWN = replace(
     model=replace(
         _ROOMS.model,
         orderless=replace(_ROOMS.model.orderless, encoder="patterns"),
+        largest_scale=1.0,
         geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
     ),
     data=Data(path="my_images", image_size=64),

@@ -118,6 +118,13 @@ def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path)
     assert all(line in Path(f"runs/{RUN}/log.txt").read_text() for line in lines)
 
 
+def test_a_missed_target_is_told(fit, tiny_alone):
+    warning = "warning: the RMSE of the model pair is 0."
+    code, _, err = fit("genesis-v2-towers", *tiny_alone, "--model.geco.target-rmse", "0.03")
+    assert code == 0 and warning in err and ", and its target 0.030; another --seed" in err
+    assert warning not in fit("genesis-v2-towers", *tiny_alone, "--model.geco.target-rmse", "0.9")[2]
+
+
 @pytest.mark.slow
 def test_runs_do_not_meet(fit, tiny, tmp_path):
     for seed in ("0", "0", "1"):
@@ -200,11 +207,12 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(kind, step, fit, tiny, fi
     assert_same_weights(Path(f"runs/{RUN}"), finished)
     assert list(Path("runs").iterdir()) == [Path(f"runs/{RUN}")]
     log = Path(f"runs/{RUN}/log.txt").read_text().splitlines()
-    assert [entry.split(" ", 2)[2].split(",")[0] for entry in log] == [
+    assert [entry.split(" ", 2)[2].split(",")[0].split(" is ")[0] for entry in log] == [
         f"runs/{RUN}: lom-genesis-v2-towers",
         f"stopped by {kind.name} after step {step + 1}",
         f"runs/{RUN}: lom-genesis-v2-towers",
         "evaluating ...",
+        *(f"warning: the RMSE of the {pair} pair" for pair in ("orderless", "ordered")),  # after six steps
     ]
 
 

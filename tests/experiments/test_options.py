@@ -68,6 +68,7 @@ OLD = {
         (["--model.recurrence-width", "3"], "autoregressive, genesis-v2-autoregressive, scene-autoregressive, sri"),
         (["--model.token-width", "3"], "sri"),
         (["--model.no-order-aware-scales"], "lom"),
+        (["--model.largest-scale", "1"], "lom"),
         (["--model.shared-order-nets"], "lom"),
         (["--model.scene-prior.kind", "flow"], "lom, scene-autoregressive"),
         (["--model.orderless.encoder-width", "8"], "autoregressive, lom, scene-autoregressive, sri"),
@@ -287,6 +288,11 @@ def test_every_option_can_be_given(name):
             "lom-genesis-v2-towers-bag-of-words",
             ["--model.shared-order-nets"],
             "--model.shared-order-nets shares f, and --model.slot-prior bag-of-words has none: drop one",
+        ),
+        (
+            "lom-genesis-v2-towers",
+            ["--model.largest-scale", "1", "--model.no-order-aware-scales"],
+            "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: drop one",
         ),
     ],
 )

@@ -311,7 +311,14 @@ def test_an_ablation_of_another_system_keeps_what_both_have(number, kind, where)
     own, theirs = vars(config.model), vars(base.model)
     of_scenes = {"scene_dim", "scene_prior", "scene_pooling", "num_encoder_blocks", "free_nats"}
     of_scenes |= {"transformer_width", "transformer_mlp_ratio"}
-    of_order = {"slot_prior", "num_order_blocks", "order_aware_scales", "shared_order_nets", "matching"}
+    of_order = {
+        "slot_prior",
+        "num_order_blocks",
+        "order_aware_scales",
+        "largest_scale",
+        "shared_order_nets",
+        "matching",
+    }
     assert config.model.kind == kind
     assert set(own) - set(theirs) == {"recurrence_width"}
     assert set(theirs) - set(own) == (of_order if number == 8 else of_order | of_scenes)

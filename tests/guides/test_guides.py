@@ -140,6 +140,18 @@ class TestLatentObjectGuide:
             changed = (after.nodes["z"]["fn"].stddev != found.nodes["z"]["fn"].stddev).any(-1)
             assert torch.equal(changed, (torch.arange(K) > k).expand(B, K))
 
+    def test_a_bound_of_the_scales(self):
+        guide, posterior, scales = tiny_pair().guide, some_posterior(), {}
+        assert guide.largest_scale is None and tiny_pair(largest_scale=1.0).guide.largest_scale == 1
+        with torch.no_grad():
+            guide.scale_head.bias.copy_(torch.linspace(-6, 30, SLOT_DIM))
+        for guide.largest_scale in (None, 1.0):
+            scales[guide.largest_scale] = run(guide, IMAGES, inferred=posterior).nodes["z"]["fn"].stddev
+        free, bounded = scales.values()
+        assert free.max() > 10 and bounded.max() < 1
+        torch.testing.assert_close(bounded[free < 0.05], free[free < 0.05], rtol=0.002, atol=0)
+        torch.testing.assert_close(bounded, (1 + free**-2).rsqrt())
+
     def test_without_order_aware_scales_those_of_the_orderless_posterior_come_along(self):
         pair, posterior = tiny_pair(order_aware_scales=False), some_posterior()
         trace = run(pair.guide, IMAGES, inferred=posterior)
