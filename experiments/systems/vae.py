@@ -72,13 +72,13 @@ _SMALL = [
     replace(
         VAE_TOWERS,
         preset=f"vae-{name}-small",
-        model=replace(VAE_TOWERS.model, image_scale=0.4),
+        model=replace(VAE_TOWERS.model, scene_dim=32, image_scale=0.4),
         data=data,
         train=replace(VAE_TOWERS.train, steps=9000),
     )
     for name, data in RENDERED.items()
 ]
-"""VAE_TOWERS on rendered scenes, with more steps and the sigma whose samples were best on rooms."""
+"""VAE_TOWERS on rendered scenes, with more steps, and with the Ds and the sigma that were best in trials on rooms."""
 
 SYSTEMS = (Vae,)
 PRESETS = (
