@@ -11,8 +11,8 @@ from experiments.config import Config
 from experiments.systems.options import check_image_size
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
-from pyro_lom.metrics.binding import explained_variance, region_segments, smooth_error
-from pyro_lom.networks.pixel_encoders import PatternEncoder
+from pyro_lom.metrics.binding import SMALLEST, explained_variance, region_segments, smooth_error
+from pyro_lom.networks.pixel_encoders import PatternEncoder, RegionEncoder
 from pyro_lom.networks.regions import edges
 
 ADAPTED = (
@@ -27,7 +27,6 @@ ADAPTED = (
 
 _LOOKED_AT = 64  # images
 _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
-_SMALLEST = 0.005  # share of an image, below which a segment does not count
 _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (9_000, 15_000), 16  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
@@ -48,16 +47,16 @@ class Look(NamedTuple):
     """RMSE of smooth colours in segments, per pixel and channel."""
 
 
-def look(images: np.ndarray) -> Look:
-    """Cluster some of the images (N, H, W, C), uint8, with the encoder `patterns` before any training."""
+def look(images: np.ndarray, encoder: type[RegionEncoder] = PatternEncoder) -> Look:
+    """Cluster some of the images (N, H, W, C), uint8, with an encoder before any training."""
     chosen = np.random.default_rng(0).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
     images = float_images(images[np.sort(chosen)])
-    segments = region_segments(images, _MANY, encoder=PatternEncoder)
+    segments = region_segments(images, _MANY, encoder=encoder)
     sizes = F.one_hot(segments.flatten(1)).float().mean(1)
     return Look(
         num_images=len(images),
         edges=edges(images).item(),
-        num_segments=round((sizes > _SMALLEST).sum(1).float().quantile(0.9, interpolation="higher").item()),
+        num_segments=round((sizes > SMALLEST).sum(1).float().quantile(0.9, interpolation="higher").item()),
         explained=explained_variance(images, segments),
         rmse=smooth_error(images, segments).mean().sqrt().item(),
     )
@@ -78,7 +77,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     check_image_size((images.shape[3], *images.shape[1:3]))
     if len(images) == 0:
         return config, []
-    seen = look(images)
+    seen = look(images, PatternEncoder if config.model.orderless.encoder == "patterns" else RegionEncoder)
     lines = [
         f"looked at {seen.num_images} images: 90% have at most {seen.num_segments} segments; {seen.edges:.0%} of "
         f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "

@@ -5,7 +5,7 @@
 #   experiments/gpu.sh check    on the GPU, at most 4 minutes: the GPU tests and the times of training steps
 #   experiments/gpu.sh train    on the GPU, at most 6 minutes: render rooms, train, evaluate, draw
 #
-# `check --rehearse` and `train --rehearse` do the same on a CPU with tiny networks. Results are written to the folder
+# `check --rehearse` and `train --rehearse` do the same on a CPU with tiny networks, in float32 and three times the time. Results are written to the folder
 # $OUT (by default runs/gpu/results), check's to check/ and train's to train/: eight files in all, each smaller than
 # 16 MB. train takes the fastest correct way of computing a step from the last check, if there was one.
 set -u
@@ -20,7 +20,7 @@ cd "$(dirname "$0")/.." || exit 2
 rooms=data/gpu-rooms.h5
 system=lom-genesis-v2
 scratch=runs/gpu${rehearse:+-rehearsal}
-patience=$([ "$rehearse" ] && echo 3 || echo 1) # a slow CPU takes longer; all limits are multiplied by this
+patience=$([ "$rehearse" ] && echo 3 || echo 1) # factor of the limits: a CPU may be slow
 python=$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)
 
 # --- pack ------------------------------------------------------------------------------------------------------------
@@ -47,9 +47,9 @@ pack() {
 
 # --- what check and train share --------------------------------------------------------------------------------------
 
-# run SECONDS COMMAND...: run a command, and kill it and all its children after SECONDS, times `patience`, at most
+# run SECONDS COMMAND...: run a command, and kill it and all its children after SECONDS at most
 run() {
-  local limit=$(($1 * patience < left ? $1 * patience : left)) began=$SECONDS code pid; shift
+  local limit=$(($1 < left ? $1 : left)) began=$SECONDS code pid; shift
   echo; echo "+ $*"
   [ "$limit" -gt 0 ] || { echo "  not run: no time is left"; return 124; }
   timeout --kill-after=5 "$limit" "$@" & pid=$!
@@ -84,7 +84,7 @@ begin() { # begin SECONDS FOLDER
   export PYTHONUNBUFFERED=1 TQDM_MININTERVAL=10 OMP_NUM_THREADS=2
   count
   if [ -d .whl ] && [ ! -x .venv/bin/python ]; then
-    [ -d .site ] || run 60 "$python" -m pip install -q --no-index --no-deps --no-compile --target .site .whl/*.whl \
+    [ -d .site ] || run $((60 * patience)) "$python" -m pip install -q --no-index --no-deps --no-compile --target .site .whl/*.whl \
       || { rm -rf .site; exit 2; }
     export PYTHONPATH=$PWD/.site:$PWD
   fi
@@ -94,7 +94,7 @@ begin() { # begin SECONDS FOLDER
     device=cuda
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   fi
-  run 60 "$python" -c "import sys, torch; print(sys.version, torch.__version__); torch.ones(1, device='$device')" \
+  run $((60 * patience)) "$python" -c "import sys, torch; print(sys.version, torch.__version__); torch.ones(1, device='$device')" \
     || { echo "error: torch cannot use the device $device here"; exit 2; }
 }
 
@@ -116,7 +116,7 @@ check() {
       timeout --kill-after=5 90 $benchmark $precision --systems $base --modes compiled >/dev/null 2>&1 & groups+=($!)
     done; done
   fi
-  run 90 "$python" -m pytest -q -m gpu -W ignore -n $processes --timeout $((80 * patience)) --gpu-tests-on $device \
+  run $((90 * patience)) "$python" -m pytest -q -m gpu -W ignore -n $processes --timeout $((80 * patience)) --gpu-tests-on $device \
     --junit-xml "$results/tests.xml" tests/test_gpu.py
   local tests=$? pid
   for pid in "${groups[@]}"; do kill -KILL -- -"$pid" 2>/dev/null; done
@@ -125,7 +125,7 @@ check() {
   local rows=$?
   cp "$results/benchmark.json" "$results/tests.xml" $scratch/ 2>/dev/null
   echo; echo "Correct ways to take a step of $system, the fastest first (seconds, options of fit.py):"
-  run 20 "$python" -m experiments.benchmarks.fastest $system $scratch/benchmark.json $scratch/tests.xml
+  run $((20 * patience)) "$python" -m experiments.benchmarks.fastest $system $scratch/benchmark.json $scratch/tests.xml
   echo; echo "check: tests $([ $tests = 0 ] && echo passed || echo "FAILED ($tests)"), benchmark" \
     "$([ $rows = 0 ] && echo complete || echo "INCOMPLETE ($rows)"); $results"
   [ $tests = 0 ] && [ $rows = 0 ]
@@ -135,12 +135,12 @@ check() {
 
 train() {
   begin 360 train
-  local data=$scratch/rooms.h5 num=20000 workers=16 size="" evaluated=1000 reserve=75 way seconds code=1 folder
+  local data=$scratch/rooms.h5 num=20000 workers=16 size="" evaluated=1000 reserve=$((75 * patience)) way seconds code=1 folder
   if [ "$rehearse" ]; then
     num=700 workers=2 evaluated=70
     size="--model.num-slots 3 --train.batch-size 2"
   fi
-  [ -e $data ] || run 90 "$python" experiments/data.py render objects-room $data --num $num --workers $workers \
+  [ -e $data ] || run $((90 * patience)) "$python" experiments/data.py render objects-room $data --num $num --workers $workers \
     || { echo "rooms cannot be rendered here: training uses $rooms"; data=$rooms; }
   # One line for each correct way to take a step, the fastest first. A plain step comes last: it always works.
   local ways
@@ -162,9 +162,9 @@ train() {
   local run
   run=$(ls -d "$folder"/0* 2>/dev/null | head -1)
   [ "$run" ] && [ -d "$run/checkpoints" ] || { echo "error: nothing was trained"; return 1; }
-  run 60 "$python" experiments/evaluate.py "$run" --num-images $evaluated --metrics ari reconstruction kl fd-pca64
-  run 30 "$python" experiments/sample.py "$run"
-  run 15 "$python" experiments/report.py "$run" --output "$results/report.html"
+  run $((60 * patience)) "$python" experiments/evaluate.py "$run" --num-images $evaluated --metrics ari reconstruction kl fd-pca64
+  run $((30 * patience)) "$python" experiments/sample.py "$run"
+  run $((15 * patience)) "$python" experiments/report.py "$run" --output "$results/report.html"
   local checkpoint
   checkpoint=$(ls -d "$run"/checkpoints/step-* | tail -1)
   cp "$checkpoint/weights.safetensors" "$results/"

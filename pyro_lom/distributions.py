@@ -23,7 +23,7 @@ def positive(raw: Float[Tensor, "*shape"], floor: float = 1e-4) -> Float[Tensor,
 
 
 def bounded(scale: Float[Tensor, "*shape"], largest: float) -> Float[Tensor, "*shape"]:
-    """Map standard deviations to below `largest`: scale / sqrt(1 + (scale / largest)^2), so that small ones stay."""
+    """Map standard deviations to below `largest`: scale / sqrt(1 + (scale / largest)^2). Small ones hardly change."""
     return scale * (1 + (scale / largest).square()).rsqrt()
 
 

@@ -18,10 +18,9 @@ from guides.emorl import EfficientMorlGuide
 from models.emorl import EfficientMorl
 from pyro_lom.geco import FreeNats
 from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, RegionSlotAttention
+from pyro_lom.networks.pixel_encoders import RegionEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 from pyro_lom.system import Pair, System
-
-_ATTENTIONS = {"compact": CompactSlotAttention, "regions": RegionSlotAttention, "patterns": RegionSlotAttention}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class EmorlInference:
             encoder = RampEncoder(image_shape[0], width=self.encoder_width)
             return encoder, StochasticSlotAttention(slot_dim, width=self.encoder_width)
         encoder = SMALL_ENCODERS[self.encoder](image_shape, width=self.encoder_width)
-        return encoder, _ATTENTIONS[self.encoder](slot_dim, encoder)
+        make_attention = RegionSlotAttention if isinstance(encoder, RegionEncoder) else CompactSlotAttention
+        return encoder, make_attention(slot_dim, encoder)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class Lom(SceneOptions, MatchedOptions):
             raise UserError("--model.shared-order-nets shares f', and --model.no-order-aware-scales has none: drop one")
         if self.largest_scale is not None and not self.order_aware_scales:
             raise UserError(
-                "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: drop one"
+                "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: "
+                "drop the latter, or give --model.largest-scale None"
             )
         if accumulate > 1 and self.schedule.ordered_rendered is not None:
             raise UserError(

@@ -14,7 +14,8 @@ from pyro_lom.networks.pixel_encoders import RegionEncoder, colours_and_places_o
 from pyro_lom.networks.stick_breaking import InstanceColouring, pixel_grid
 
 _USUAL = 7  # slots
-_SMALLEST = 0.005  # share of an image
+SMALLEST = 0.005
+"""Share of an image, below which a segment does not count."""
 _BATCH = 64  # scenes at once, which limits memory
 _OTHER_SEED = "try another --seed or a smaller --model.slot-dim"
 _OTHER_IMAGES = "larger or smoother images, or larger networks on a GPU, may help"
@@ -65,7 +66,7 @@ class Binding(NamedTuple):
         if self.scattered > 0.3:
             return (
                 f"slots seem to follow patterns on objects: {self.scattered:.0%} of their segments are scattered over "
-                f"an image; the encoder patterns (--help), or images without fine patterns, may help"
+                f"an image; images without fine patterns, or the encoder patterns if another was used, may help"
             )
         return None
 
@@ -91,8 +92,8 @@ def scattered(segments: Integer[Tensor, "B H W"]) -> float:
     shares = []
     for scene in segments.cpu().numpy():
         for mask in (scene == label for label in np.unique(scene)):
-            if mask.mean() > _SMALLEST:
-                parts, _ = ndimage.label(mask)
+            if mask.mean() > SMALLEST:
+                parts, _ = ndimage.label(mask)  # corners do not connect, so that checks are scattered
                 shares.append(np.bincount(parts[mask]).max() / mask.sum())
     return float(np.mean(np.array(shares) < 0.5))
 

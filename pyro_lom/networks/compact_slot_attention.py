@@ -65,7 +65,7 @@ class CompactSlotAttention(SoftKMeans):
 
 
 class RegionSlotAttention(SoftKMeans):
-    """A layer for the features of `RegionEncoder`: `CompactSlotAttention` with three changes.
+    """A layer for the features of `RegionEncoder` and its subclass: `CompactSlotAttention` with three changes.
 
     1. Slots start as readings of single pixels, which are chosen at random, far from each other (`spread_pixels`).
     2. The first numbers of a slot remain its place, extent and colour. The query is the embedding of a region with this

@@ -29,8 +29,8 @@ def average_over_regions(
     Args:
         merge_thin: drop the edges between thin regions, so that fine stripes or checks are one region. A region is thin
             if its mean width is below a 16th of the image's. The width at a pixel is (r^-2 + c^-2)^(-1/2), where r
-            pixels of its row and c of its column are between edges that are five times as strong; this is the width of
-            a straight stripe in any direction.
+            pixels of its row and c of its column are between steps with a colour difference of at least 5 `edge`; this
+            is the width of a straight stripe in any direction.
     """
     edge = _edge(_distances(images))[:, :, None]
     lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
@@ -65,7 +65,7 @@ def _both(lines: Shaped[Tensor, "W B F H"]) -> tuple[Shaped[Tensor, "W B F H"], 
 
 def _widths(steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
     """Return the mean width of each pixel's region, in pixels. `steps` are distances along both, in edges."""
-    row, column = (_sums(F.pad(step, (0,) * 7 + (1,)).fill_(1), (step < _STRONG).to(step)) for step in steps)
+    row, column = (_sums(step.new_ones(len(step) + 1, *step.shape[1:]), (step < _STRONG).to(step)) for step in steps)
     return _averages((row**-2 + column.transpose(0, -1) ** -2).rsqrt(), steps, _ROUNDS_OF_WIDTHS)
 
 

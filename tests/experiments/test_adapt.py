@@ -60,6 +60,17 @@ def test_every_value_has_a_reason():
         assert any(line.startswith(f"--{option} {value}: ") for line in lines)
 
 
+def test_stripes_are_no_segments_for_the_encoder_of_the_preset():
+    assert (OWN.model.orderless.encoder, OWN.model.largest_scale) == ("patterns", 1)
+    images = discs()
+    striped = images - np.uint8(80) * (images.max(-1, keepdims=True) > 110) * (
+        np.arange(64)[:, None, None] // 3 % 2 == 1
+    )
+    regions = replace(OWN, model=replace(OWN.model, orderless=replace(OWN.model.orderless, encoder="regions")))
+    (of_patterns, _), (of_regions, _) = (adapt(config, striped.astype(np.uint8)) for config in (OWN, regions))
+    assert of_patterns.model.num_slots < of_regions.model.num_slots
+
+
 def test_few_images_are_one_batch():
     few, many = (adapt(OWN, images)[0].model.schedule for images in (discs(5), np.repeat(discs(1), 64, axis=0)))
     assert few == replace(OWN.model.schedule, ordered_batch_size=5)

@@ -290,9 +290,9 @@ def test_every_option_can_be_given(name):
             "--model.shared-order-nets shares f, and --model.slot-prior bag-of-words has none: drop one",
         ),
         (
-            "lom-genesis-v2-towers",
-            ["--model.largest-scale", "1", "--model.no-order-aware-scales"],
-            "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: drop one",
+            "lom-genesis-v2-own",
+            ["--model.no-order-aware-scales"],
+            "--model.largest-scale bounds order-aware scales, and --model.no-order-aware-scales has none: drop ",
         ),
     ],
 )
