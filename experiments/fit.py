@@ -24,7 +24,6 @@ from experiments.adapt import ADAPTED, adapt
 from experiments.config import Config, Count, Model, Processes, check_value, to_dict
 from experiments.evaluation.drawing import draw
 from experiments.evaluation.held_out import HeldOut
-from experiments.evaluation.reading import signs_of_binding
 from experiments.evaluation.summary import summarise, summary_lines
 from experiments.loading import Origin, check_scenes, find_run, read_config, read_data, remarks, start_from
 from experiments.options import named, refuse_foreign_options
@@ -42,11 +41,11 @@ from experiments.training.devices import (
 from experiments.training.opening import check_resumption, open_run
 from experiments.training.optimizers import optimizer
 from experiments.training.trial import try_once
+from experiments.training.verdicts import Verdicts
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.data.scenes import Scenes
 from pyro_lom.errors import UserError, printable
 from pyro_lom.objective import Objective
-from pyro_lom.system import System
 from pyro_lom.training.compilation import compile_networks
 from pyro_lom.training.non_finite import NonFiniteLoss
 from pyro_lom.training.precision import make_fabric
@@ -59,8 +58,6 @@ Options override the preset's values. PRESET --help lists the options of its sys
 # Options of devices, which --resume accepts: they change how a run is computed and not its configuration.
 _OF_DEVICES = ("devices", "global_batch_size", "accumulate", "compile", "cuda_graph")
 _HELD_OUT = 2048  # scenes for the summary
-_TO_JUDGE_BINDING = 128  # scenes for the warning about slots that do not bind
-_MISSED = 1.25  # times the target, above which an RMSE has missed it
 
 
 @dataclass(frozen=True)
@@ -254,19 +251,10 @@ def fit(
 
         test = scenes.split("test" if scenes.splits.get("test") else "train", at_most=_HELD_OUT)
 
-        targets: dict[str, float | None] = {}  # the last ones that the log has
-
         def preview(step: int) -> None:
             draw(system, test, run, seed=config.seed, step=step)
-            signs = signs_of_binding(system, float_images(test.images[:_TO_JUDGE_BINDING]))
-            if complaint := signs and signs.complaint():
-                tell(f"warning: after step {step} {complaint}")
-            elif signs and step == config.train.preview_every:
-                tell(f"after step {step} slots seem to bind: smooth colours in segments explain {signs.explained:.0%}")
-            for name, rmse in _targets(system).items():
-                if rmse != targets[name]:
-                    targets[name] = rmse
-                    tell(f"by step {step} the target of the {name} pair was relaxed to an RMSE of {rmse:.3f}")
+            for line in verdicts.after(step):
+                tell(line)
 
         compiled = compile and compile_networks(objective, tell)
         trainer = Trainer(
@@ -300,7 +288,7 @@ def fit(
         tell(f"{run.folder}: {config.preset}, seed {config.seed}, {trainer.num_steps} steps{how}")
         for line in [*remarks(scenes), *reasons] if not goes_on else ():
             tell(line)
-        targets |= _targets(system)
+        verdicts = Verdicts(config, system, test.images)
         try:
             trainer.fit()
         except (Interrupted, NonFiniteLoss) as end:
@@ -318,14 +306,8 @@ def fit(
             "seed": config.seed,
         }
         run.write_json("summary.json", summary)
-        # The target of a mixture is not one of the mean image.
-        gaussian = getattr(config.model, "likelihood", "gaussian") == "gaussian"
-        for name, target in _targets(system).items() if gaussian else ():
-            if target and (error := summary.get(f"rmse_{name}", 0.0)) > _MISSED * target:
-                tell(
-                    f"warning: the RMSE of the {name} pair is {error:.3f}, and its target {target:.3f}; another --seed "
-                    "or more --train.steps may help"
-                )
+        for line in verdicts.at_end(summary):
+            tell(line)
         pictures = draw(system, test, run, seed=config.seed)
         print("\n" + "\n".join(summary_lines(summary)))
         print("\n" + printable(f"all numbers: {run.folder / 'summary.json'}"))
@@ -348,11 +330,6 @@ def _print_plan(config: Config) -> None:
                     print(f"  {pair_name + ' ' + role + '.' + part:40} {number:>10,}")
         print(f"  {pair_name + ' total':40} {_num_parameters(pair):>10,}")
     print(f"  {'total':40} {_num_parameters(objective):>10,}")
-
-
-def _targets(system: System) -> dict[str, float | None]:
-    """Return by pair the target of its criterion as an RMSE, or None without one."""
-    return {name: pair.criterion.report(0.0).get("rmse_target") for name, pair in system.items()}
 
 
 def _num_parameters(module: torch.nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from experiments.adapt import ADAPTED, adapt, look
 from experiments.systems.lom import OWN
+from experiments.training import verdicts
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import Binding
@@ -135,7 +135,7 @@ def test_the_command_adapts_what_is_not_given(fit, tiny_own):
 )
 def test_the_first_preview_has_a_verdict(explained, line, fit, tiny_own, monkeypatch):
     signs = Binding(largest=0.5, stability=1.0, sameness=0.1, explained=explained, explainable=0.9, scattered=0.1)
-    monkeypatch.setattr(sys.modules["experiments.fit"], "signs_of_binding", lambda system, images: signs)
+    monkeypatch.setattr(verdicts, "signs_of_binding", lambda system, images: signs)
     code, _, err = fit(*tiny_own, "--train.steps", "2")
     assert code == 0 and err.count(line) == 1
     assert ("slots seem to bind" in err) == (explained == 0.9)

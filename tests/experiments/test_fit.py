@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from experiments import cli
 from experiments.data import Command
 from experiments.loading import load_run
+from experiments.training import verdicts
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import Binding
@@ -106,7 +107,7 @@ def test_it_ends_with_a_table_and_the_pictures(fit, tiny_alone, tmp_path):
 
 @pytest.mark.slow
 def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(fit_module, "signs_of_binding", lambda system, images: Binding(1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
+    monkeypatch.setattr(verdicts, "signs_of_binding", lambda system, images: Binding(1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
     code, _, err = fit(*tiny, "--train.preview-every", "2")
     assert code == 0
     lines = [
@@ -190,7 +191,7 @@ def test_grey_images(fit, tiny, towers, tmp_path):
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(kind, step, fit, tiny, finished, monkeypatch, tmp_path):
     preview = lambda *_, step, **options: step == stop_at and os.kill(os.getpid(), kind)  # noqa: E731
     stop_at = step
-    monkeypatch.setattr(fit_module, "signs_of_binding", lambda system, images: None)  # no warnings in the log
+    monkeypatch.setattr(verdicts, "signs_of_binding", lambda system, images: None)  # no warnings in the log
     monkeypatch.setattr(fit_module, "remarks", lambda scenes: [])  # none about few scenes either
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "draw", preview)
