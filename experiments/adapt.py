@@ -12,7 +12,7 @@ from experiments.systems.options import check_image_size
 from pyro_lom.data.minibatches import float_images
 from pyro_lom.errors import UserError
 from pyro_lom.metrics.binding import SMALLEST, explained_variance, region_segments, smooth_error
-from pyro_lom.networks.pixel_encoders import PatternEncoder, RegionEncoder
+from pyro_lom.networks.pixel_encoders import PartsEncoder, RegionEncoder
 from pyro_lom.networks.regions import edges
 
 ADAPTED = (
@@ -47,7 +47,7 @@ class Look(NamedTuple):
     """RMSE of smooth colours in segments, per pixel and channel."""
 
 
-def look(images: np.ndarray, encoder: type[RegionEncoder] = PatternEncoder) -> Look:
+def look(images: np.ndarray, encoder: type[RegionEncoder] = PartsEncoder) -> Look:
     """Cluster some of the images (N, H, W, C), uint8, with an encoder before any training."""
     chosen = np.random.default_rng(0).choice(len(images), min(_LOOKED_AT, len(images)), replace=False)
     images = float_images(images[np.sort(chosen)])
@@ -77,7 +77,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     check_image_size((images.shape[3], *images.shape[1:3]))
     if len(images) == 0:
         return config, []
-    seen = look(images, PatternEncoder if config.model.orderless.encoder == "patterns" else RegionEncoder)
+    seen = look(images, PartsEncoder if config.model.orderless.encoder == "parts" else RegionEncoder)
     lines = [
         f"looked at {seen.num_images} images: 90% have at most {seen.num_segments} segments; {seen.edges:.0%} of "
         f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "

@@ -31,7 +31,7 @@ class EmorlInference:
 
     encoder: Literal["published", *SMALL_ENCODERS] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
-    colours, regions for objects of any shape with visible outlines, patterns if objects may have fine stripes."""
+    colours, regions for objects of any shape with visible outlines, parts if objects may have several colours."""
     encoder_width: Width = 64
     """Channels of the encoder."""
     num_refinements: Annotated[int, within(1, 64)] = 2

@@ -21,14 +21,14 @@ from models.genesis_v2 import GenesisV2 as GenesisV2Model
 from pyro_lom.geco import FreeNats
 from pyro_lom.networks.pixel_encoders import (
     CompactPixelEncoder,
-    PatternEncoder,
+    PartsEncoder,
     PixelEncoder,
     RegionEncoder,
     SlotReadout,
 )
 from pyro_lom.system import Pair, System
 
-SMALL_ENCODERS = {"compact": CompactPixelEncoder, "regions": RegionEncoder, "patterns": PatternEncoder}
+SMALL_ENCODERS = {"compact": CompactPixelEncoder, "regions": RegionEncoder, "parts": PartsEncoder}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class GenesisV2Networks:
 
     encoder: Literal["published", *SMALL_ENCODERS] = "published"
     """The published networks, or small networks for small images and short trainings (departure): compact for flat
-    colours, regions for objects of any shape with visible outlines, patterns if objects may have fine stripes."""
+    colours, regions for objects of any shape with visible outlines, parts if objects may have several colours."""
     encoder_width: Width = 64
     """Channels of the encoder at its full resolution."""
     encoder_hidden: Count | None = None

@@ -195,7 +195,7 @@ OWN = replace(
     preset="lom-genesis-v2-own",
     model=replace(
         _ROOMS.model,
-        orderless=replace(_ROOMS.model.orderless, encoder="patterns"),
+        orderless=replace(_ROOMS.model.orderless, encoder="parts"),
         largest_scale=1.0,
         geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
     ),

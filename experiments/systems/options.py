@@ -230,7 +230,7 @@ class SlotOptions(CompositionOptions):
     """Dz (A.4.1)."""
     decoder: Decoder = "deconvolution"
     """GENESIS-v2's deconvolutions, EMORL's broadcast decoder, or a small decoder (departure): separable for boxes,
-    frame for objects of any shape, with the encoder regions or patterns."""
+    frame for objects of any shape, with the encoder regions or parts."""
     decoder_width: Size = 64
     """Channels or units of the decoder's layers."""
 

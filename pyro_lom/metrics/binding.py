@@ -66,7 +66,7 @@ class Binding(NamedTuple):
         if self.scattered > 0.3:
             return (
                 f"slots seem to follow patterns on objects: {self.scattered:.0%} of their segments are scattered over "
-                f"an image; images without fine patterns, or the encoder patterns if another was used, may help"
+                f"an image; images without fine patterns, or the encoder parts if another was used, may help"
             )
         return None
 
@@ -108,7 +108,7 @@ def region_segments(
     weights = encoder.initial_weights(images.shape[1])[:, None, None]
     generator = torch.Generator().manual_seed(0)
     for batch in images.cpu().split(_BATCH):
-        colours, places = colours_and_places_of_regions(batch, merge_thin=encoder.MERGE_THIN)
+        colours, places = colours_and_places_of_regions(batch, merge_parts=encoder.MERGE_PARTS)
         embedding = torch.cat([weights * hue_and_brightness(colours, dim=1), encoder.PLACE_WEIGHT * places], dim=1)
         scores = torch.rand(len(batch), 1, *batch.shape[2:], generator=generator)
         segments.append(colouring(embedding, scores).argmax(-4).squeeze(-3))

@@ -167,7 +167,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     GLIMPSE = 8
     PLACE_WEIGHT = 0.85
-    MERGE_THIN = False
+    MERGE_PARTS = False
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         channels = image_shape[0]
@@ -185,7 +185,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
         """Return the hues and places of regions."""
-        return super().given(*colours_and_places_of_regions(images, merge_thin=self.MERGE_THIN))
+        return super().given(*colours_and_places_of_regions(images, merge_parts=self.MERGE_PARTS))
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
@@ -240,21 +240,22 @@ class RegionEncoder(CompactPixelEncoder):
         return torch.cat([masks, masks * colours], dim=1).unflatten(0, weights.shape[:-1])
 
 
-class PatternEncoder(RegionEncoder):
-    """Encoder for objects with stripes, checks or thin strokes (departure): `RegionEncoder` with larger regions.
+class PartsEncoder(RegionEncoder):
+    """Encoder for objects of several colours (departure): `RegionEncoder` whose regions are joined if they are parts.
 
-    Thin regions that touch are one region, so that the colours of a fine pattern are in one cluster.
+    Thin regions that touch are one region, so that the colours of a fine pattern are in one cluster. A region that is
+    enclosed by others, as a face in an outline, is one region with them.
     """
 
-    MERGE_THIN = True
+    MERGE_PARTS = True
 
 
 def colours_and_places_of_regions(
-    images: Float[Tensor, "B C H W"], *, merge_thin: bool = False
+    images: Float[Tensor, "B C H W"], *, merge_parts: bool = False
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
     """Return the mean colour and the mean place of each pixel's region."""
     grid = pixel_grid(*images.shape[-2:], device=images.device).expand(len(images), -1, -1, -1)
-    averages = average_over_regions(torch.cat([images, grid], dim=1), images, merge_thin=merge_thin)
+    averages = average_over_regions(torch.cat([images, grid], dim=1), images, merge_parts=merge_parts)
     return averages.split([images.shape[1], 2], dim=1)
 
 

@@ -2,19 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 EDGE = 0.05
 """Least distance between the colours of neighbouring pixels, for colours in [0, 1], at which there is an edge."""
 _STRONG = 5  # times the edge; noise and most shading do not reach it
+_WEAK = 1.5  # times the edge; pixels with a smaller distance are in one region when enclosed regions are found
 _THIN = 1 / 16  # of the image's width
-_ROUNDS, _ROUNDS_OF_WIDTHS = 6, 2
+_ROUNDS, _ROUNDS_OF_WIDTHS, _ROUNDS_OF_PARTS = 6, 2, 3
 
 
 @torch.compiler.disable  # its recursion would be unrolled into thousands of operations
 def average_over_regions(
-    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"], *, merge_thin: bool = False
+    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"], *, merge_parts: bool = False
 ) -> Float[Tensor, "B F H W"]:
     """Average values over the regions of images, by averages along rows and columns in turn (Gastal & Oliveira, 2011).
 
@@ -27,18 +28,22 @@ def average_over_regions(
     Several rounds carry values around corners. The cost is linear in the number of pixels.
 
     Args:
-        merge_thin: drop the edges between thin regions, so that fine stripes or checks are one region. A region is thin
-            if its mean width is below a 16th of the image's. The width at a pixel is (r^-2 + c^-2)^(-1/2), where r
-            pixels of its row and c of its column are between steps with a colour difference of at least 5 `edge`; this
-            is the width of a straight stripe in any direction.
+        merge_parts: drop the edges between parts of an object, so that they are one region. These are
+
+            - edges between thin regions, as of fine stripes or checks. A region is thin if its mean width is below a
+              16th of the image's. The width at a pixel is (r^-2 + c^-2)^(-1/2), where r pixels of its row and c of its
+              column are between steps with a colour difference of at least 5 `edge`; this is the width of a straight
+              stripe in any direction.
+            - the edges of enclosed regions, as of a face in an outline or a window in a car. A region is enclosed if
+              it touches neither the border of the image nor a region at the border, and has a square of 2x2 pixels.
     """
     edge = _edge(_distances(images))[:, :, None]
     lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
     steps = [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
-    if merge_thin:
-        thin = _widths(steps) < _THIN * len(lines)
-        between = [along[1:] & along[:-1] for along in _both(thin)]
-        steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, between, strict=True)]
+    if merge_parts:
+        thin, enclosed = _widths(steps) < _THIN * len(lines), _enclosed(steps)
+        within = [a[1:] & a[:-1] | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
+        steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)]
     return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
 
 
@@ -67,6 +72,27 @@ def _widths(steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
     """Return the mean width of each pixel's region, in pixels. `steps` are distances along both, in edges."""
     row, column = (_sums(step.new_ones(len(step) + 1, *step.shape[1:]), (step < _STRONG).to(step)) for step in steps)
     return _averages((row**-2 + column.transpose(0, -1) ** -2).rsqrt(), steps, _ROUNDS_OF_WIDTHS)
+
+
+def _enclosed(steps: list[Float[Tensor, "_ B 1 _"]]) -> Bool[Tensor, "W B 1 H"]:
+    """Return the pixels of enclosed regions. `steps` are distances along both, in edges."""
+    links = [(step < _WEAK).to(step) for step in steps]
+    rows, columns = links[0], links[1].transpose(0, -1)
+    border = rows.new_ones(*columns.shape[:3], rows.shape[-1])
+    border[1:-1, ..., 1:-1] = 0
+    ground = _spread(border, links)
+    around = F.max_pool2d(ground.movedim(0, 2), 3, stride=1, padding=1).movedim(2, 0)
+    inside = 1 - _spread(around, links)
+    # Soft outlines between two objects are lines of one pixel. They touch no ground and would join the objects.
+    squares = rows[..., 1:] * rows[..., :-1] * columns[1:] * columns[:-1] * inside[1:, ..., 1:]
+    return _spread(F.pad(squares, (1, 0, 0, 0, 0, 0, 1, 0)), links) * inside > 0
+
+
+def _spread(pixels: Float[Tensor, "W B 1 H"], links: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
+    """Return 1 at all pixels that `links` along rows and columns connect with `pixels`, where these are 1."""
+    for along in _ROUNDS_OF_PARTS * links:
+        pixels = (_sums(pixels, along) > 0).to(pixels).transpose(0, -1)
+    return pixels
 
 
 def _averages(

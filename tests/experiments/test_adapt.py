@@ -61,7 +61,7 @@ def test_every_value_has_a_reason():
 
 
 def test_stripes_are_no_segments_for_the_encoder_of_the_preset():
-    assert (OWN.model.orderless.encoder, OWN.model.largest_scale) == ("patterns", 1)
+    assert (OWN.model.orderless.encoder, OWN.model.largest_scale) == ("parts", 1)
     images = discs()
     striped = images - np.uint8(80) * (images.max(-1, keepdims=True) > 110) * (
         np.arange(64)[:, None, None] // 3 % 2 == 1

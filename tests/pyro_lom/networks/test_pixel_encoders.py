@@ -12,7 +12,7 @@ from pyro_lom.networks.decoders import EXTENT_OFFSET, PLACE_SCALE
 from pyro_lom.networks.pixel_encoders import (
     EMBEDDING_DIM,
     CompactPixelEncoder,
-    PatternEncoder,
+    PartsEncoder,
     PixelEncoder,
     RegionEncoder,
 )
@@ -23,7 +23,7 @@ HALVES = (slice(16), slice(16, None))
 
 
 @pytest.mark.parametrize("image_shape", [(1, 32, 32), (3, 32, 32), (3, 48, 48)], ids=str)
-@pytest.mark.parametrize("kind", [PixelEncoder, CompactPixelEncoder, RegionEncoder, PatternEncoder])
+@pytest.mark.parametrize("kind", [PixelEncoder, CompactPixelEncoder, RegionEncoder, PartsEncoder])
 def test_every_pixel_gets_an_embedding_and_features(kind, image_shape):
     embedding, features = kind(image_shape, width=8)(torch.rand(2, *image_shape))
     assert embedding.shape == (2, EMBEDDING_DIM, *image_shape[1:])
@@ -122,11 +122,11 @@ def test_the_colours_of_a_fine_pattern_start_in_one_place():
         stripes, torch.tensor([0.9, 0.2, 0.1]).view(3, 1, 1), torch.tensor([0.1, 0.2, 0.9]).view(3, 1, 1)
     )
     apart = {}
-    for kind in (RegionEncoder, PatternEncoder):
+    for kind in (RegionEncoder, PartsEncoder):
         encoder = kind(SHAPE, width=8)
         given = encoder.given(images, encoder.grid.unsqueeze(0))[..., 16, 8:24]
         apart[kind] = (given[..., :2].mean(-1) - given[..., 2:4].mean(-1)).norm()
-    assert apart[PatternEncoder] < 0.1 * apart[RegionEncoder]
+    assert apart[PartsEncoder] < 0.1 * apart[RegionEncoder]
 
 
 def test_slots_of_faint_masks_have_the_loc_zero():

@@ -59,12 +59,12 @@ def test_fine_patterns_are_one_region_on_demand(width):
         inside = (row - 32).abs().maximum((column - 32).abs()) < 12
         images = torch.where(inside, torch.where(pattern, 0.9, 0.4), 0.1).expand(1, 3, 64, 64)
         values = pattern[None, None].float()
-        merged = average_over_regions(values, images, merge_thin=True)[0, 0]
+        merged = average_over_regions(values, images, merge_parts=True)[0, 0]
         middle = merged[24:40, 24:40]
         assert (middle - 0.5).abs().max() < 0.2, "both colours have the same average"
         separate = average_over_regions(values, images)[0, 0]
         assert separate[pattern & inside].min() > 0.9 > 0.1 > separate[~pattern & inside].max()
-        grounds = average_over_regions(inside[None, None].float(), images, merge_thin=True)[0, 0]
+        grounds = average_over_regions(inside[None, None].float(), images, merge_parts=True)[0, 0]
         assert grounds[~inside].max() < 0.05 and grounds[24:40, 24:40].min() > 0.95, "the outline stays an edge"
 
 
@@ -74,9 +74,50 @@ def test_stripes_from_a_sixteenth_of_the_width_on_stay_regions_of_their_own(size
     for width in (4, 5, 6, 7, 12):
         stripes = (torch.arange(96) // width % 2).float().expand(1, 1, *size)
         images = 0.2 + 0.6 * stripes.expand(1, 3, *size)
-        found = average_over_regions(stripes, images, merge_thin=True)[..., 24:72]
+        found = average_over_regions(stripes, images, merge_parts=True)[..., 24:72]
         differences.append((found - stripes[..., 24:72]).abs().max().item())
     assert min(differences[:2]) > 0.3 and max(differences[3:]) < 0.05, differences
+
+
+def painted(*shapes):
+    """Image (1, 3, 64, 64) of flat colours with soft outlines, from masks of four times this size, and the masks."""
+    colours = torch.tensor([[0.2, 0.5, 0.4], [0.9, 0.9, 0.9], [0.8, 0.1, 0.2], [0.1, 0.2, 0.9]])
+    large = colours[0].view(3, 1, 1).expand(3, 256, 256)
+    for colour, shape in zip(colours[1:], shapes, strict=False):
+        large = torch.where(shape, colour.view(3, 1, 1), large)
+    masks = [F.avg_pool2d(shape[None].float(), 4)[0] == 1 for shape in shapes]
+    return F.avg_pool2d(large[None], 4), masks
+
+
+def disc(row, column, radius):
+    rows, columns = torch.meshgrid(torch.arange(256) / 4, torch.arange(256) / 4, indexing="ij")
+    return (rows - row).square() + (columns - column).square() < radius**2
+
+
+def test_enclosed_regions_join_what_encloses_them_on_demand():
+    images, (outline, face, eye) = painted(disc(32, 30, 12), disc(32, 30, 9), disc(30, 30, 3))
+    values = face[None, None].float()
+    joined = average_over_regions(values, images, merge_parts=True)[0, 0]
+    assert joined[outline].std() < 0.05 and joined[outline].min() > 0.3, "outline, face and eye have one average"
+    assert joined[~disc(32, 30, 14)[2::4, 2::4]].max() < 0.05, "the ground keeps its own"
+    apart = average_over_regions(values, images)[0, 0]
+    assert (
+        apart[face & ~disc(30, 30, 5)[2::4, 2::4]].min() > 0.8
+        and apart[outline & ~disc(32, 30, 10)[2::4, 2::4]].max() < 0.2
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [(disc(32, 24, 10), disc(32, 38, 10)), (disc(32, 2, 10), disc(32, 4, 5)), (disc(32, 0, 10), disc(32, 18, 9))],
+    ids=["both touch the ground", "one encloses the other at the border", "both touch, one at the border"],
+)
+def test_other_regions_stay_apart(shapes):
+    images, (first, second) = painted(*shapes)
+    values = second[None, None].float()
+    found = average_over_regions(values, images, merge_parts=True)[0, 0]
+    behind = first & ~F.max_pool2d(second[None].float(), 5, 1, 2)[0].bool()
+    assert found[second].mean() > 0.75 and found[behind].mean() < 0.1
 
 
 @pytest.mark.parametrize("contrast", [0.05, 0.15])

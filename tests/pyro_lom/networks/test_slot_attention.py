@@ -9,7 +9,7 @@ from torch import nn
 from pyro_lom.networks.compact_slot_attention import CompactSlotAttention, RegionSlotAttention, spread_pixels
 from pyro_lom.networks.decoders import PLACE_SCALE, BroadcastDecoder, place_ramps
 from pyro_lom.networks.initialisation import small_xavier_
-from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, PatternEncoder, RegionEncoder
+from pyro_lom.networks.pixel_encoders import CompactPixelEncoder, PartsEncoder, RegionEncoder
 from pyro_lom.networks.slot_attention import RampEncoder, Refinement, StochasticSlotAttention
 
 B, K, DZ, WIDTH = 2, 4, 8, 8
@@ -30,7 +30,7 @@ def stirred(module):
 SMALL = {
     "compact": (CompactPixelEncoder, CompactSlotAttention),
     "regions": (RegionEncoder, RegionSlotAttention),
-    "patterns": (PatternEncoder, RegionSlotAttention),
+    "parts": (PartsEncoder, RegionSlotAttention),
 }
 
 
@@ -128,7 +128,7 @@ class TestAttention:
         images[:, 0, :8], images[:, 1, 8:] = 1.0, 1.0  # red above green
         encoder, layer = small_networks(kind, (3, 16, 16))
         slots = torch.zeros(1, 2, DZ)
-        first = {"compact": 2, "regions": 4, "patterns": 4}[kind]
+        first = {"compact": 2, "regions": 4, "parts": 4}[kind]
         slots[0, :, first : first + 3] = torch.tensor([[0.5, -0.5, -0.5], [-0.5, 0.5, -0.5]])
         slots[0, :, 0] = PLACE_SCALE * torch.tensor([-0.5, 0.5])
         with torch.no_grad():
