@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 EDGE = 0.05
@@ -70,29 +70,42 @@ def _both(lines: Shaped[Tensor, "W B F H"]) -> tuple[Shaped[Tensor, "W B F H"], 
 
 def _widths(steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
     """Return the mean width of each pixel's region, in pixels. `steps` are distances along both, in edges."""
-    row, column = (_sums(step.new_ones(len(step) + 1, *step.shape[1:]), (step < _STRONG).to(step)) for step in steps)
+    runs = [_runs(step < _STRONG) for step in steps]
+    row, column = (_sums_over_runs(torch.ones_like(run, dtype=steps[0].dtype), run) for run in runs)
     return _averages((row**-2 + column.transpose(0, -1) ** -2).rsqrt(), steps, _ROUNDS_OF_WIDTHS)
 
 
 def _enclosed(steps: list[Float[Tensor, "_ B 1 _"]]) -> Bool[Tensor, "W B 1 H"]:
     """Return the pixels of enclosed regions. `steps` are distances along both, in edges."""
-    links = [(step < _WEAK).to(step) for step in steps]
-    rows, columns = links[0], links[1].transpose(0, -1)
-    border = rows.new_ones(*columns.shape[:3], rows.shape[-1])
+    links = [step < _WEAK for step in steps]
+    runs = [_runs(link) for link in links]
+    border = torch.ones_like(runs[0], dtype=steps[0].dtype)
     border[1:-1, ..., 1:-1] = 0
-    ground = _spread(border, links)
+    ground = _spread(border, runs)
     around = F.max_pool2d(ground.movedim(0, 2), 3, stride=1, padding=1).movedim(2, 0)
-    inside = 1 - _spread(around, links)
+    inside = 1 - _spread(around, runs)
     # Soft outlines between two objects are lines of one pixel. They touch no ground and would join the objects.
-    squares = rows[..., 1:] * rows[..., :-1] * columns[1:] * columns[:-1] * inside[1:, ..., 1:]
-    return _spread(F.pad(squares, (1, 0, 0, 0, 0, 0, 1, 0)), links) * inside > 0
+    rows, columns = links[0], links[1].transpose(0, -1)
+    squares = rows[..., 1:] & rows[..., :-1] & columns[1:] & columns[:-1]
+    squares = inside * F.pad(squares.to(inside), (1, 0, 0, 0, 0, 0, 1, 0))
+    return _spread(squares, runs) * inside > 0
 
 
-def _spread(pixels: Float[Tensor, "W B 1 H"], links: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
-    """Return 1 at all pixels that `links` along rows and columns connect with `pixels`, where these are 1."""
-    for along in _ROUNDS_OF_PARTS * links:
-        pixels = (_sums(pixels, along) > 0).to(pixels).transpose(0, -1)
+def _spread(pixels: Float[Tensor, "W B 1 H"], runs: list[Integer[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
+    """Return 1 at all pixels that runs along rows and columns connect with `pixels`, where these are 1."""
+    for run in _ROUNDS_OF_PARTS * runs:
+        pixels = (_sums_over_runs(pixels, run) > 0).to(pixels).transpose(0, -1)
     return pixels
+
+
+def _runs(links: Bool[Tensor, "L_minus_1 B 1 M"]) -> Integer[Tensor, "L B 1 M"]:
+    """Return the number of each pixel's run of linked pixels along the first axis."""
+    return F.pad((~links).cumsum(0), (0, 0, 0, 0, 0, 0, 1, 0))
+
+
+def _sums_over_runs(values: Float[Tensor, "L B 1 M"], runs: Integer[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
+    """Return the sum of the values of each pixel's run."""
+    return torch.zeros_like(values).scatter_add_(0, runs, values).gather(0, runs)
 
 
 def _averages(
