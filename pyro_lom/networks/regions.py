@@ -9,7 +9,7 @@ EDGE = 0.05
 """Least distance between the colours of neighbouring pixels, for colours in [0, 1], at which there is an edge."""
 _STRONG = 5  # times the edge; noise and most shading do not reach it
 _WEAK = 1.5  # times the edge; pixels with a smaller distance are in one region when enclosed regions are found
-_THIN = 1 / 16  # of the image's width
+_THIN, _WIDE = 1 / 16, 1 / 4  # of the image's width
 _ROUNDS, _ROUNDS_OF_WIDTHS, _ROUNDS_OF_PARTS = 6, 2, 3
 
 
@@ -35,13 +35,15 @@ def average_over_regions(
               column are between steps with a colour difference of at least 5 `edge`; this is the width of a straight
               stripe in any direction.
             - the edges of enclosed regions, as of a face in an outline or a window in a car. A region is enclosed if
-              it touches neither the border of the image nor a region at the border, and has a square of 2x2 pixels.
+              it touches no ground and has a square of 2x2 pixels. Grounds are the regions at the image's border, and
+              those with a mean width above a quarter of the image's, such as a table.
     """
     edge = _edge(_distances(images))[:, :, None]
     lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
     steps = [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
     if merge_parts:
-        thin, enclosed = _widths(steps) < _THIN * len(lines), _enclosed(steps)
+        widths = _widths(steps) / len(lines)
+        thin, enclosed = widths < _THIN, _enclosed(steps, widths > _WIDE)
         within = [a[1:] & a[:-1] | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
         steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)]
     return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
@@ -75,13 +77,13 @@ def _widths(steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "W B 1 H"]:
     return _averages((row**-2 + column.transpose(0, -1) ** -2).rsqrt(), steps, _ROUNDS_OF_WIDTHS)
 
 
-def _enclosed(steps: list[Float[Tensor, "_ B 1 _"]]) -> Bool[Tensor, "W B 1 H"]:
+def _enclosed(steps: list[Float[Tensor, "_ B 1 _"]], wide: Bool[Tensor, "W B 1 H"]) -> Bool[Tensor, "W B 1 H"]:
     """Return the pixels of enclosed regions. `steps` are distances along both, in edges."""
     links = [step < _WEAK for step in steps]
     runs = [_runs(link) for link in links]
-    border = torch.ones_like(runs[0], dtype=steps[0].dtype)
-    border[1:-1, ..., 1:-1] = 0
-    ground = _spread(border, runs)
+    ground = torch.ones_like(wide, dtype=steps[0].dtype)
+    ground[1:-1, ..., 1:-1] = wide[1:-1, ..., 1:-1]
+    ground = _spread(ground, runs)
     around = F.max_pool2d(ground.movedim(0, 2), 3, stride=1, padding=1).movedim(2, 0)
     inside = 1 - _spread(around, runs)
     # Soft outlines between two objects are lines of one pixel. They touch no ground and would join the objects.
