@@ -44,7 +44,7 @@ def average_over_regions(
     if merge_parts:
         widths = _widths(steps) / len(lines)
         thin, enclosed = widths < _THIN, _enclosed(steps, widths > _WIDE)
-        within = [a[1:] & a[:-1] | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
+        within = [(a[1:] & a[:-1]) | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
         steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)]
     return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
 
