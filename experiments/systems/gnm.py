@@ -219,13 +219,20 @@ _SMALL = [
     replace(
         GNM_TOWERS,
         preset=f"gnm-{name}-small",
-        model=replace(GNM_TOWERS.model, curriculum=replace(GNM_TOWERS.model.curriculum, global_steps=46_000)),
+        model=replace(
+            GNM_TOWERS.model,
+            background_dim=32,
+            curriculum=replace(GNM_TOWERS.model.curriculum, global_steps=46_000),
+        ),
         data=data,
         train=replace(GNM_TOWERS.train, steps=8000),
     )
     for name, data in RENDERED.items()
 ]
-"""GNM_TOWERS on rendered scenes, with more steps. The weight of the KLs of z_g has nearly the same last value."""
+"""GNM_TOWERS on rendered scenes, with more steps and a larger z_bg.
+
+The weight of the KLs of z_g has nearly the same last value.
+"""
 
 SYSTEMS = (Gnm,)
 PRESETS = (GNM_TOWERS, *_SMALL, GNM_OBJECTS_ROOM, GNM_SHAPESTACKS, GNM_CLEVR6)

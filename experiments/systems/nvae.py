@@ -120,12 +120,13 @@ _SMALL = [
     replace(
         NVAE_TOWERS,
         preset=f"nvae-{name}-small",
+        model=replace(NVAE_TOWERS.model, image_scale=0.3),
         data=data,
-        train=replace(NVAE_TOWERS.train, steps=2000, batch_size=8),
+        train=replace(NVAE_TOWERS.train, steps=2000, batch_size=8, learning_rate=8e-3),
     )
     for name, data in RENDERED.items()
 ]
-"""NVAE_TOWERS on rendered scenes, with smaller batches."""
+"""NVAE_TOWERS on rendered scenes, with smaller batches, a larger learning rate and a larger sigma."""
 
 SYSTEMS = (Nvae,)
 PRESETS = (NVAE_TOWERS, *_SMALL, NVAE_CLEVR6)
