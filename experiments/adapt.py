@@ -29,7 +29,8 @@ _LOOKED_AT = 64  # images
 _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
-_STEPS, _MINUTES = (9_000, 15_000), 16  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
+_STEPS, _MINUTES = (6_000, 10_000), 18  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
+_FIXED = 9  # slots whose decoding takes the time of what does not depend on their number
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
 
@@ -95,7 +96,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
     target = round(0.01 + 0.5 * seen.rmse, 3)
     propose("model.geco.target-rmse", target, "0.01 and half of the RMSE of smooth colours in segments")
-    size = config.model.num_slots / _USUAL * images.shape[1] * images.shape[2] / 64**2
+    size = (config.model.num_slots + _FIXED) / (_USUAL + _FIXED) * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
     propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")
     relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
