@@ -50,7 +50,7 @@ def test_grey_and_large_images_can_be_looked_at():
 def test_every_value_has_a_reason():
     config, lines = adapt(OWN, discs())
     assert config.model.num_slots in (6, 7)
-    assert (config.model.slot_dim, config.train.steps) == (16, 15_000)
+    assert (config.model.slot_dim, config.train.steps) == (16, 10_000)
     assert config.model.geco.target_rmse < OWN.model.geco.target_rmse
     assert config.model.geco.relax_at == pytest.approx(0.7 * config.model.first_steps(config.train), abs=1)
     for option in ADAPTED:
@@ -67,8 +67,8 @@ def test_stripes_are_no_segments_for_the_encoder_of_the_preset():
         np.arange(64)[:, None, None] // 3 % 2 == 1
     )
     regions = replace(OWN, model=replace(OWN.model, orderless=replace(OWN.model.orderless, encoder="regions")))
-    (of_patterns, _), (of_regions, _) = (adapt(config, striped.astype(np.uint8)) for config in (OWN, regions))
-    assert of_patterns.model.num_slots < of_regions.model.num_slots
+    (of_parts, _), (of_regions, _) = (adapt(config, striped.astype(np.uint8)) for config in (OWN, regions))
+    assert of_parts.model.num_slots < of_regions.model.num_slots
 
 
 def test_few_images_are_one_batch():
@@ -96,7 +96,7 @@ def test_many_segments_get_more_slots_and_fewer_steps():
     colours = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
     config, _ = adapt(OWN, colours.repeat(16, axis=1).repeat(16, axis=2))
     assert config.model.num_slots > 7 and config.model.slot_dim == 16
-    assert config.train.steps < 15_000 and config.train.steps % 1000 == 0
+    assert config.train.steps < 10_000 and config.train.steps % 1000 == 0
 
 
 @pytest.fixture
