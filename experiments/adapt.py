@@ -39,7 +39,7 @@ class Look(NamedTuple):
 
     num_images: int
     edges: float
-    """Share of the pairs of neighbouring pixels whose colours have an edge between them (`regions.py: EDGE`)."""
+    """Share of the pairs of neighbouring pixels whose colours have an edge between them (`regions.py: edges`)."""
     num_segments: int
     """Number of segments, above 0.5 % of the image, that 90 % of the images do not exceed."""
     explained: float

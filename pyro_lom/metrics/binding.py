@@ -108,7 +108,7 @@ def region_segments(
     weights = encoder.initial_weights(images.shape[1])[:, None, None]
     generator = torch.Generator().manual_seed(0)
     for batch in images.cpu().split(_BATCH):
-        colours, places = colours_and_places_of_regions(batch, merge_parts=encoder.MERGE_PARTS)
+        colours, places = colours_and_places_of_regions(batch, encoder.average)
         embedding = torch.cat([weights * hue_and_brightness(colours, dim=1), encoder.PLACE_WEIGHT * places], dim=1)
         scores = torch.rand(len(batch), 1, *batch.shape[2:], generator=generator)
         segments.append(colouring(embedding, scores).argmax(-4).squeeze(-3))

@@ -1,5 +1,6 @@
 """GENESIS-v2's networks from images to pixel embeddings and features, and from pooled features to slots."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_lom.networks.decoders import EXTENT_OFFSET, PLACE_SCALE
-from pyro_lom.networks.regions import average_over_regions
+from pyro_lom.networks.regions import average_over_objects, average_over_regions
 from pyro_lom.networks.stick_breaking import pixel_grid
 from pyro_lom.networks.unet import ConvBlock, UNet
 
@@ -167,7 +168,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     GLIMPSE = 8
     PLACE_WEIGHT = 0.85
-    MERGE_PARTS = False
+    average = staticmethod(average_over_regions)
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int, bottleneck: int | None = None):
         channels = image_shape[0]
@@ -185,7 +186,7 @@ class RegionEncoder(CompactPixelEncoder):
 
     def given(self, images: Float[Tensor, "B C H W"], grid: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B E H W"]:
         """Return the hues and places of regions."""
-        return super().given(*colours_and_places_of_regions(images, merge_parts=self.MERGE_PARTS))
+        return super().given(*colours_and_places_of_regions(images, self.average))
 
     def colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B out H W"]:
         """Return the weighted deviations of the channels from their mean, relative to it, and the weighted mean."""
@@ -241,22 +242,22 @@ class RegionEncoder(CompactPixelEncoder):
 
 
 class PartsEncoder(RegionEncoder):
-    """Encoder for objects of several colours (departure): `RegionEncoder` whose regions are joined if they are parts.
+    """Encoder for objects of several colours (departure): `RegionEncoder` with `average_over_objects`.
 
-    Thin regions that touch are one region, so that the colours of a fine pattern are in one cluster. A region that is
-    enclosed by others, as a face in an outline, is one region with them.
+    Regions are found at low contrast and in noise as well. Thin regions that touch are one region, so that the colours
+    of a fine pattern are in one cluster. A region that is enclosed by others, as a face in an outline, is one region
+    with them.
     """
 
-    MERGE_PARTS = True
+    average = staticmethod(average_over_objects)
 
 
 def colours_and_places_of_regions(
-    images: Float[Tensor, "B C H W"], *, merge_parts: bool = False
+    images: Float[Tensor, "B C H W"], average: Callable[[Tensor, Tensor], Tensor] = average_over_regions
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
-    """Return the mean colour and the mean place of each pixel's region."""
+    """Return the mean colour and the mean place of each pixel's region, by one of the functions of `regions.py`."""
     grid = pixel_grid(*images.shape[-2:], device=images.device).expand(len(images), -1, -1, -1)
-    averages = average_over_regions(torch.cat([images, grid], dim=1), images, merge_parts=merge_parts)
-    return averages.split([images.shape[1], 2], dim=1)
+    return average(torch.cat([images, grid], dim=1), images).split([images.shape[1], 2], dim=1)
 
 
 class Moments(NamedTuple):

@@ -15,7 +15,7 @@ _ROUNDS, _ROUNDS_OF_WIDTHS, _ROUNDS_OF_PARTS = 6, 2, 3
 
 @torch.compiler.disable  # its recursion would be unrolled into thousands of operations
 def average_over_regions(
-    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"], *, merge_parts: bool = False
+    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B F H W"]:
     """Average values over the regions of images, by averages along rows and columns in turn (Gastal & Oliveira, 2011).
 
@@ -26,33 +26,55 @@ def average_over_regions(
 
     `edge` is the median distance of the image's neighbours, and at least `EDGE`, so that the edges of noise are weak.
     Several rounds carry values around corners. The cost is linear in the number of pixels.
-
-    Args:
-        merge_parts: drop the edges between parts of an object, so that they are one region. These are
-
-            - edges between thin regions, as of fine stripes or checks. A region is thin if its mean width is below a
-              16th of the image's. The width at a pixel is (r^-2 + c^-2)^(-1/2), where r pixels of its row and c of its
-              column are between steps with a colour difference of at least 5 `edge`; this is the width of a straight
-              stripe in any direction.
-            - the edges of enclosed regions, as of a face in an outline or a window in a car. A region is enclosed if
-              it touches no ground and has a square of 2x2 pixels. Grounds are the regions at the image's border, and
-              those with a mean width above a quarter of the image's, such as a table.
     """
-    edge = _edge(_distances(images))[:, :, None]
-    lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
-    steps = [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
-    if merge_parts:
-        widths = _widths(steps) / len(lines)
-        thin, enclosed = widths < _THIN, _enclosed(steps, widths > _WIDE)
-        within = [(a[1:] & a[:-1]) | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
-        steps = [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)]
-    return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
+    return _average(values, _steps(images, EDGE))
+
+
+@torch.compiler.disable
+def average_over_objects(
+    values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B F H W"]:
+    """Average values over regions as `average_over_regions` does, with regions that are closer to objects.
+
+    - Edges are found at low contrast. The least `edge` is a sixth of the 97th percentile of the image's distances, and
+      from 0.01 to `EDGE`.
+    - Edges are found in noise. Each colour difference, in edges, is the larger one of those in the image and in the
+      image that is smoothed with the weights (1, 2, 1) / 4. Each image has its own median.
+    - Parts of an object are one region. The edges between these are dropped:
+
+        - thin regions, as of fine stripes or checks. A region is thin if its mean width is below a 16th of the image's.
+          The width at a pixel is (r^-2 + c^-2)^(-1/2), where r pixels of its row and c of its column are between steps
+          with a colour difference of at least 5 edges; this is the width of a straight stripe in any direction.
+        - enclosed regions and what they touch, as a face and its outline, or a window in a car. A region is enclosed if
+          it touches no ground and has a square of 2x2 pixels. Grounds are the regions at the image's border, and those
+          with a mean width above a quarter of the image's, such as a table.
+    """
+    steps = _steps_of_objects(images)
+    widths = _widths(steps) / images.shape[-1]
+    thin, enclosed = widths < _THIN, _enclosed(steps, widths > _WIDE)
+    within = [(a[1:] & a[:-1]) | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
+    return _average(values, [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)])
 
 
 def edges(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
-    """Return the share of the pairs of neighbouring pixels that have an edge between them."""
-    distances = _distances(images)
-    return (distances > _edge(distances)).float().mean()
+    """Return the share of the pairs of neighbouring pixels that have an edge between them, at low contrast and in noise
+    as well (`average_over_objects`).
+    """
+    return torch.cat([step.flatten() > 1 for step in _steps_of_objects(images)]).float().mean()
+
+
+def _steps_of_objects(images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "_ B 1 _"]]:
+    """Return the colour differences of neighbours along both axes, in edges, in the image or its smoothed version."""
+    least = (_distances(images).quantile(0.97, dim=1, keepdim=True) / 6).clamp(0.01, EDGE)
+    pairs = zip(_steps(images, least), _steps(_smoothed(images), least), strict=True)
+    return [torch.maximum(*pair) for pair in pairs]
+
+
+def _steps(images: Float[Tensor, "B C H W"], least: Float[Tensor, "B 1"] | float) -> list[Float[Tensor, "_ B 1 _"]]:
+    """Return the colour differences of neighbours along both axes, in edges of at least `least`."""
+    edge = _distances(images).quantile(0.5, dim=1, keepdim=True).clamp_min(least)[:, :, None]
+    lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
+    return [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
 
 
 def _distances(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B pairs"]:
@@ -60,9 +82,11 @@ def _distances(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B pairs"]:
     return torch.cat([images.diff(dim=axis).square().sum(1).sqrt().flatten(1) for axis in (-2, -1)], dim=1)
 
 
-def _edge(distances: Float[Tensor, "B pairs"]) -> Float[Tensor, "B 1"]:
-    """Return the distance above which there is an edge in each image."""
-    return distances.quantile(0.5, dim=1, keepdim=True).clamp_min(EDGE)
+def _smoothed(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Return averages of 3x3 pixels with binomial weights."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
 
 
 def _both(lines: Shaped[Tensor, "W B F H"]) -> tuple[Shaped[Tensor, "W B F H"], Shaped[Tensor, "H B F W"]]:
@@ -108,6 +132,11 @@ def _runs(links: Bool[Tensor, "L_minus_1 B 1 M"]) -> Integer[Tensor, "L B 1 M"]:
 def _sums_over_runs(values: Float[Tensor, "L B 1 M"], runs: Integer[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
     """Return the sum of the values of each pixel's run."""
     return torch.zeros_like(values).scatter_add_(0, runs, values).gather(0, runs)
+
+
+def _average(values: Float[Tensor, "B F H W"], steps: list[Float[Tensor, "_ B 1 _"]]) -> Float[Tensor, "B F H W"]:
+    """Average values over the regions between steps along both axes, in edges."""
+    return _averages(values.permute(3, 0, 1, 2), steps, _ROUNDS).permute(1, 2, 3, 0)
 
 
 def _averages(
