@@ -1,5 +1,7 @@
 """Averages over the regions of an image, which edges enclose."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -65,14 +67,16 @@ def edges(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
 
 def _steps_of_objects(images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "_ B 1 _"]]:
     """Return the colour differences of neighbours along both axes, in edges, in the image or its smoothed version."""
-    least = (_distances(images).quantile(0.97, dim=1, keepdim=True) / 6).clamp(0.01, EDGE)
+    distances = _distances(images)
+    high = distances.kthvalue(math.ceil(0.97 * distances.shape[1]), dim=1, keepdim=True).values  # faster than quantile
+    least = (high / 6).clamp(0.01, EDGE)
     pairs = zip(_steps(images, least), _steps(_smoothed(images), least), strict=True)
     return [torch.maximum(*pair) for pair in pairs]
 
 
 def _steps(images: Float[Tensor, "B C H W"], least: Float[Tensor, "B 1"] | float) -> list[Float[Tensor, "_ B 1 _"]]:
     """Return the colour differences of neighbours along both axes, in edges of at least `least`."""
-    edge = _distances(images).quantile(0.5, dim=1, keepdim=True).clamp_min(least)[:, :, None]
+    edge = _distances(images).median(dim=1, keepdim=True).values.clamp_min(least)[:, :, None]
     lines = images.permute(3, 0, 1, 2)  # (W, B, C, H)
     return [along.diff(dim=0).square().sum(2, keepdim=True).sqrt() / edge for along in _both(lines)]
 

@@ -132,7 +132,7 @@ def test_other_regions_stay_apart(shapes):
     values = second[None, None].float()
     found = average_over_objects(values, images)[0, 0]
     behind = first & ~F.max_pool2d(second[None].float(), 5, 1, 2)[0].bool()
-    assert found[second].mean() > 0.6 and found[behind].mean() < 0.13
+    assert found[second].mean() > 0.55 and found[behind].mean() < 0.13
 
 
 @pytest.mark.parametrize("contrast", [0.05, 0.15])
@@ -140,7 +140,7 @@ def test_they_are_averages_with_explicit_weights(contrast):
     torch.manual_seed(0)
     images, values = contrast * torch.rand(2, 3, 8, 12), torch.rand(2, 4, 8, 12)
     distances = [images.diff(dim=axis).norm(dim=1).flatten(1) for axis in (-2, -1)]
-    edge = torch.cat(distances, dim=1).quantile(0.5, dim=1).clamp_min(EDGE).view(2, 1, 1)
+    edge = torch.cat(distances, dim=1).median(dim=1).values.clamp_min(EDGE).view(2, 1, 1)
     assert (edge == EDGE).all() == (contrast == 0.05)
 
     def weights(lines):
