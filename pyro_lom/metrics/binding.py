@@ -10,7 +10,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from pyro_lom.metrics.ari import adjusted_rand_index
-from pyro_lom.networks.pixel_encoders import RegionEncoder, colours_and_places_of_regions, hue_and_brightness
+from pyro_lom.networks.pixel_encoders import (
+    PartsEncoder,
+    RegionEncoder,
+    colours_and_places_of_regions,
+    hue_and_brightness,
+)
+from pyro_lom.networks.regions import smoothed
 from pyro_lom.networks.stick_breaking import InstanceColouring, pixel_grid
 
 _USUAL = 7  # slots
@@ -33,7 +39,7 @@ class Binding(NamedTuple):
     """ARI over all pixels between one scene and the next: 1 if all scenes have the same segments."""
     explained: float
     """Share of the variance of colours that smooth colours in the segments explain (`explained_variance`), in [0, 1]:
-    low if segments cross the outlines of objects, and if pixels are noise."""
+    low if segments cross the outlines of objects. Images are smoothed over 3x3 pixels, so that noise counts less."""
     explainable: float
     """The same share for segments of regions (`region_segments`), which need no training."""
     scattered: float
@@ -76,13 +82,14 @@ def binding(
 ) -> Binding:
     """Compute the statistics from the log masks of two inferences of the same images with independent noise."""
     segments, again = (log_masks.argmax(-4).squeeze(-3) for log_masks in (first, second))
+    smooth = smoothed(images)
     sizes = (segments.unsqueeze(1) == segments.flatten(1).mode(-1).values[:, None, None, None]).float()
     return Binding(
         largest=sizes.mean().item(),
         stability=adjusted_rand_index(again, segments).mean().item(),
         sameness=adjusted_rand_index(segments.roll(1, dims=0), segments).mean().item(),
-        explained=explained_variance(images, segments),
-        explainable=explained_variance(images, region_segments(images, first.shape[-4])),
+        explained=explained_variance(smooth, segments),
+        explainable=explained_variance(smooth, region_segments(images, first.shape[-4])),
         scattered=scattered(segments),
     )
 
@@ -100,7 +107,7 @@ def scattered(segments: Integer[Tensor, "B H W"]) -> float:
 
 @torch.no_grad()
 def region_segments(
-    images: Float[Tensor, "B C H W"], num_slots: int, *, encoder: type[RegionEncoder] = RegionEncoder
+    images: Float[Tensor, "B C H W"], num_slots: int, *, encoder: type[RegionEncoder] = PartsEncoder
 ) -> Integer[Tensor, "B H W"]:
     """Return the segments of an encoder's initial clusters, with GENESIS-v2's clustering into `num_slots`."""
     colouring, segments = InstanceColouring(num_slots), []

@@ -65,12 +65,19 @@ def edges(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
     return torch.cat([step.flatten() > 1 for step in _steps_of_objects(images)]).float().mean()
 
 
+def smoothed(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Return averages of 3x3 pixels with binomial weights."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
+
+
 def _steps_of_objects(images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "_ B 1 _"]]:
     """Return the colour differences of neighbours along both axes, in edges, in the image or its smoothed version."""
     distances = _distances(images)
     high = distances.kthvalue(math.ceil(0.97 * distances.shape[1]), dim=1, keepdim=True).values  # faster than quantile
     least = (high / 6).clamp(0.01, EDGE)
-    pairs = zip(_steps(images, least), _steps(_smoothed(images), least), strict=True)
+    pairs = zip(_steps(images, least), _steps(smoothed(images), least), strict=True)
     return [torch.maximum(*pair) for pair in pairs]
 
 
@@ -84,13 +91,6 @@ def _steps(images: Float[Tensor, "B C H W"], least: Float[Tensor, "B 1"] | float
 def _distances(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B pairs"]:
     """Return the distances between the colours of neighbouring pixels."""
     return torch.cat([images.diff(dim=axis).square().sum(1).sqrt().flatten(1) for axis in (-2, -1)], dim=1)
-
-
-def _smoothed(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Return averages of 3x3 pixels with binomial weights."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
-    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
 
 
 def _both(lines: Shaped[Tensor, "W B F H"]) -> tuple[Shaped[Tensor, "W B F H"], Shaped[Tensor, "H B F W"]]:

@@ -34,10 +34,19 @@ def test_slots_that_bind(scenes):
     signs = binding(log_masks(true), log_masks(permuted(true)), images)
     assert signs.complaint() is None
     assert signs.stability == pytest.approx(1)
-    assert signs.explained > 0.99 and signs.explainable > 0.98
+    assert signs.explained > 0.95 and signs.explainable > 0.92
     largest = torch.stack([scene.flatten().bincount().max() for scene in true]).float() / true[0].numel()
     assert signs.largest == pytest.approx(largest.mean().item())
     assert signs.sameness == pytest.approx(binding(log_masks(permuted(true)), log_masks(true), images).sameness)
+
+
+def test_images_with_noise_or_low_contrast_can_be_explained(scenes):
+    images, true = scenes
+    for changed in (images + 0.1 * torch.randn(images.shape), 0.5 + 0.1 * images):
+        signs = binding(log_masks(true), log_masks(permuted(true)), changed)
+        assert signs.complaint() is None and signs.explained > signs.explainable > 0.55
+    noise = torch.rand_like(images)
+    assert "slots may not bind" in binding(log_masks(true), log_masks(permuted(true)), noise).complaint()
 
 
 def test_one_slot_takes_everything(scenes):
