@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from experiments.config import Config
@@ -31,6 +32,7 @@ _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (6_000, 10_000), 18  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _FIXED = 9  # slots whose decoding takes the time of what does not depend on their number
+_BLUR, _BLUR_OF_CONTRAST = 0.01, 0.08  # with 0.01 at a contrast of 0.04, objects were discs without corners
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
 
@@ -46,6 +48,8 @@ class Look(NamedTuple):
     """Share of the variance of colours that smooth colours in segments explain (`explained_variance`)."""
     rmse: float
     """RMSE of smooth colours in segments, per pixel and channel."""
+    contrast: float
+    """RMSE of smooth colours in whole images: large if colours differ much within an image."""
 
 
 def look(images: np.ndarray, encoder: type[RegionEncoder] = PartsEncoder) -> Look:
@@ -60,6 +64,7 @@ def look(images: np.ndarray, encoder: type[RegionEncoder] = PartsEncoder) -> Loo
         num_segments=round((sizes > SMALLEST).sum(1).float().quantile(0.9, interpolation="higher").item()),
         explained=explained_variance(images, segments),
         rmse=smooth_error(images, segments).mean().sqrt().item(),
+        contrast=smooth_error(images, torch.zeros_like(segments)).mean().sqrt().item(),
     )
 
 
@@ -94,8 +99,9 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     num_slots = min(max(seen.num_segments + 1, _K[0]), _K[1])
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
-    target = round(0.01 + 0.5 * seen.rmse, 3)
-    propose("model.geco.target-rmse", target, "0.01 and half of the RMSE of smooth colours in segments")
+    blur = min(_BLUR, _BLUR_OF_CONTRAST * seen.contrast)
+    target = round(blur + 0.5 * seen.rmse, 4)
+    propose("model.geco.target-rmse", target, f"{blur:.4f} and half of the RMSE of smooth colours in segments")
     size = (config.model.num_slots + _FIXED) / (_USUAL + _FIXED) * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
     propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")

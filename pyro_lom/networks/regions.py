@@ -41,7 +41,8 @@ def average_over_objects(
     - Edges are found at low contrast. The least `edge` is a sixth of the 97th percentile of the image's distances, and
       from 0.01 to `EDGE`.
     - Edges are found in noise. Each colour difference, in edges, is the larger one of those in the image and in the
-      image that is smoothed with the weights (1, 2, 1) / 4. Each image has its own median.
+      image that is smoothed with the weights (1, 2, 1) / 4, where it is not below those before and after it. Each image
+      has its own median.
     - Parts of an object are one region. The edges between these are dropped:
 
         - thin regions, as of fine stripes or checks. A region is thin if its mean width is below a 16th of the image's.
@@ -78,7 +79,16 @@ def _steps_of_objects(images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "_
     high = distances.kthvalue(math.ceil(0.97 * distances.shape[1]), dim=1, keepdim=True).values  # faster than quantile
     least = (high / 6).clamp(0.01, EDGE)
     pairs = zip(_steps(images, least), _steps(smoothed(images), least), strict=True)
-    return [torch.maximum(*pair) for pair in pairs]
+    return [torch.maximum(fine, _peaks(coarse)) for fine, coarse in pairs]
+
+
+def _peaks(steps: Float[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
+    """Return the steps that are not below those before and after them, and 0 instead of the others.
+
+    Smoothing makes an edge wider. Without this, pixels along an outline would become a thin region of their own.
+    """
+    highest = F.max_pool2d(steps.movedim(0, -1), (1, 3), stride=1, padding=(0, 1)).movedim(-1, 0)
+    return steps * (steps >= highest)
 
 
 def _steps(images: Float[Tensor, "B C H W"], least: Float[Tensor, "B 1"] | float) -> list[Float[Tensor, "_ B 1 _"]]:

@@ -69,15 +69,14 @@ def test_fine_patterns_are_one_object(width):
 
 
 @pytest.mark.parametrize("size", [(32, 96), (96, 96), (128, 96)])
-def test_stripes_of_an_eleventh_of_the_width_stay_regions_of_their_own(size):
+def test_stripes_from_a_sixteenth_of_the_width_on_stay_regions_of_their_own(size):
     differences = []
-    for width in (4, 8, 9, 12):
+    for width in (4, 5, 6, 7, 12):
         stripes = (torch.arange(96) // width % 2).float().expand(1, 1, *size)
         images = 0.2 + 0.6 * stripes.expand(1, 3, *size)
-        middles = (torch.arange(24, 72) % width - (width - 1) / 2).abs() < 1
         found = average_over_objects(stripes, images)[..., 24:72]
-        differences.append((found - stripes[..., 24:72])[..., middles].abs().max().item())
-    assert min(differences[:2]) > 0.3 and max(differences[2:]) < 0.05, differences
+        differences.append((found - stripes[..., 24:72]).abs().max().item())
+    assert min(differences[:2]) > 0.3 and max(differences[3:]) < 0.05, differences
 
 
 def test_objects_are_found_at_low_contrast_and_in_noise():
@@ -132,7 +131,7 @@ def test_other_regions_stay_apart(shapes):
     values = second[None, None].float()
     found = average_over_objects(values, images)[0, 0]
     behind = first & ~F.max_pool2d(second[None].float(), 5, 1, 2)[0].bool()
-    assert found[second].mean() > 0.55 and found[behind].mean() < 0.13
+    assert found[second].mean() > 0.75 and found[behind].mean() < 0.1
 
 
 @pytest.mark.parametrize("contrast", [0.05, 0.15])
@@ -158,6 +157,6 @@ def test_they_are_averages_with_explicit_weights(contrast):
 def test_the_share_of_edges():
     images, _ = halves()
     share = edges(images).item()
-    assert share == pytest.approx(3 * 16 / (15 * 24 + 16 * 23)), "smoothing makes an edge three steps wide"
+    assert share == pytest.approx(16 / (15 * 24 + 16 * 23)), "smoothing makes no edge wider"
     assert edges(torch.full((1, 3, 16, 24), 0.4)) == 0
     assert edges(torch.rand(1, 3, 64, 64)) < 0.75, "a noisy image has a threshold of its own"
