@@ -31,7 +31,7 @@ _MANY, _USUAL = 12, 7  # slots of the look, and of a usual model
 _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (6_000, 10_000), 18  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
-_FIXED = 9  # slots whose decoding takes the time of what does not depend on their number
+_FIXED = 9  # time of a step that does not depend on the number of slots, as a number of slots
 _BLUR, _BLUR_OF_CONTRAST = 0.01, 0.08  # with 0.01 at a contrast of 0.04, objects were discs without corners
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
@@ -41,7 +41,7 @@ class Look(NamedTuple):
 
     num_images: int
     edges: float
-    """Share of the pairs of neighbouring pixels whose colours have an edge between them (`regions.py: edges`)."""
+    """Share of the pairs of neighbouring pixels whose colours have an edge between them, as `PartsEncoder` finds it."""
     num_segments: int
     """Number of segments, above 0.5 % of the image, that 90 % of the images do not exceed."""
     explained: float
@@ -87,7 +87,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     lines = [
         f"looked at {seen.num_images} images: 90% have at most {seen.num_segments} segments; {seen.edges:.0%} of "
         f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "
-        f"the variance, with an RMSE of {seen.rmse:.3f}"
+        f"the variance, with an RMSE of {seen.rmse:.4f}"
     ]
 
     def propose(option: str, value: float, reason: str) -> None:
@@ -100,8 +100,8 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
     blur = min(_BLUR, _BLUR_OF_CONTRAST * seen.contrast)
-    target = round(blur + 0.5 * seen.rmse, 4)
-    propose("model.geco.target-rmse", target, f"{blur:.4f} and half of the RMSE of smooth colours in segments")
+    target = max(round(blur + 0.5 * seen.rmse, 4), 0.001)  # the error of 8 bits
+    propose("model.geco.target-rmse", target, f"half of the RMSE of smooth colours in segments, and {blur:.4f}")
     size = (config.model.num_slots + _FIXED) / (_USUAL + _FIXED) * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
     propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")

@@ -197,10 +197,10 @@ OWN = replace(
         _ROOMS.model,
         orderless=replace(_ROOMS.model.orderless, encoder="parts"),
         largest_scale=1.0,
-        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=4200),
+        geco=replace(_ROOMS.model.geco, target_rmse=0.05, relax_at=2800),
     ),
     data=Data(path="my_images", image_size=64),
-    train=replace(_ROOMS.train, preview_every=1000),
+    train=replace(_ROOMS.train, steps=10_000, preview_every=1000),
 )
 """A small LOM for one's own images. The command adapts some of the options to them (`experiments/adapt.py`)."""
 

@@ -38,7 +38,7 @@ class Verdicts:
         for name, rmse in self._current_targets().items():
             if rmse != self._targets[name]:
                 self._targets[name] = rmse
-                lines.append(f"by step {step} the target of the {name} pair was relaxed to an RMSE of {rmse:.3f}")
+                lines.append(f"by step {step} the target of the {name} pair was relaxed to an RMSE of {rmse:.4f}")
         return lines
 
     def at_end(self, summary: dict[str, Any]) -> list[str]:
@@ -47,7 +47,7 @@ class Verdicts:
             return []  # the target of a mixture is not one of the mean image
         errors = {name: summary.get(f"rmse_{name}", 0.0) for name in self._system}
         return [
-            f"warning: the RMSE of the {name} pair is {errors[name]:.3f}, and its target {target:.3f}; another --seed "
+            f"warning: the RMSE of the {name} pair is {errors[name]:.4f}, and its target {target:.4f}; another --seed "
             "or more --train.steps may help"
             for name, target in self._current_targets().items()
             if target and errors[name] > _MISSED * target

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 EDGE = 0.05
-"""Least distance between the colours of neighbouring pixels, for colours in [0, 1], at which there is an edge."""
+"""Least `edge` of `average_over_regions`, and largest least `edge` of `average_over_objects`, for colours in [0, 1]."""
 _STRONG = 5  # times the edge; noise and most shading do not reach it
 _WEAK = 1.5  # times the edge; pixels with a smaller distance are in one region when enclosed regions are found
 _THIN, _WIDE = 1 / 16, 1 / 4  # of the image's width
@@ -36,13 +36,14 @@ def average_over_regions(
 def average_over_objects(
     values: Float[Tensor, "B F H W"], images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B F H W"]:
-    """Average values over regions as `average_over_regions` does, with regions that are closer to objects.
+    """Average values over regions as `average_over_regions` does, with regions that match objects better.
 
-    - Edges are found at low contrast. The least `edge` is a sixth of the 97th percentile of the image's distances, and
-      from 0.01 to `EDGE`.
-    - Edges are found in noise. Each colour difference, in edges, is the larger one of those in the image and in the
-      image that is smoothed with the weights (1, 2, 1) / 4, where it is not below those before and after it. Each image
-      has its own median.
+    - Edges are found at low contrast. The least `edge` is a sixth of the 97th percentile of the image's distances, but
+      not below 0.01 and not above `EDGE`. Shading may become edges if outlines are fewer than 3 % of the pairs of
+      neighbours, as around one large object.
+    - Edges are found in noise. A second image is smoothed with the weights (1, 2, 1) / 4, and has an `edge` of its own.
+      There, a difference counts only if neither neighbour along the line is larger. The larger one of both differences,
+      in edges, is used.
     - Parts of an object are one region. The edges between these are dropped:
 
         - thin regions, as of fine stripes or checks. A region is thin if its mean width is below a 16th of the image's.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.adapt import ADAPTED, adapt, look
+from experiments.systems import check
 from experiments.systems.lom import OWN
 from experiments.training import verdicts
 from pyro_lom.data.hdf5 import write_scenes
@@ -75,6 +76,12 @@ def test_images_of_low_contrast_have_a_lower_target():
     images = discs()
     targets = [adapt(OWN, np.uint8(120 + share * images))[0].model.geco.target_rmse for share in (0.1, 0.5)]
     assert targets[0] < 0.003 and targets[0] < targets[1] / 2
+
+
+def test_images_of_one_colour_have_a_target():
+    config, _ = adapt(OWN, np.full((20, 64, 64, 3), 120, np.uint8))
+    assert config.model.geco.target_rmse == 0.001
+    check(config)
 
 
 def test_few_images_are_one_batch():

@@ -90,6 +90,35 @@ def test_objects_are_found_at_low_contrast_and_in_noise():
         assert coarse[inside].mean() - coarse[~inside].mean() < 0.6
 
 
+def test_shading_is_no_edge_at_high_contrast():
+    row, column = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    spots = [disc(r, c, 5)[2::4, 2::4] for r in (8, 24, 40, 56) for c in (8, 24, 40, 56)]
+    shaded = (0.3 + 0.02 * (row % 16 + column % 16)).expand(3, -1, -1)
+    images = torch.where(torch.stack(spots).any(0), shaded, torch.zeros(3, 64, 64))[None]
+    found = average_over_objects(row[None, None], images)[0, 0]
+    for spot in spots:
+        assert found[spot].std() < 0.15 * row[spot].std()
+
+
+def test_faint_steps_are_no_edges():
+    images, right = halves(32, 32, 16)
+    images = 0.5 + 0.008 * (images - 0.2)  # two steps of 8 bits
+    found = average_over_objects(right[None, None].float(), images)[0, 0]
+    assert found[right].mean() - found[~right].mean() < 0.3
+
+
+@pytest.mark.parametrize("average", [average_over_regions, average_over_objects])
+def test_each_image_has_its_own_regions(average):
+    torch.manual_seed(0)
+    inside = disc(32, 30, 12)[2::4, 2::4].expand(1, 1, -1, -1).float()
+    images = torch.cat([0.4 + 0.08 * inside, inside, 0.1 * torch.rand_like(inside), torch.full_like(inside, 0.5)])
+    values = torch.rand(4, 2, 64, 64)
+    together = average(values, images)
+    alone = torch.cat([average(value[None], image[None]) for value, image in zip(values, images, strict=True)])
+    torch.testing.assert_close(together, alone)
+    assert together[3].flatten(1).std(1).max() < 0.1 * values[3].flatten(1).std(1).min(), "one colour is one region"
+
+
 def painted(*shapes):
     """Image (1, 3, 64, 64) of flat colours with soft outlines, from masks of four times this size, and the masks."""
     colours = torch.tensor([[0.2, 0.5, 0.4], [0.9, 0.9, 0.9], [0.8, 0.1, 0.2], [0.1, 0.2, 0.9]])
