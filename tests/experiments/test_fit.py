@@ -122,7 +122,7 @@ def test_slots_that_do_not_bind_are_told_early(fit, tiny, monkeypatch, tmp_path)
 def test_a_missed_target_is_told(fit, tiny_alone):
     warning = "warning: the RMSE of the model pair is 0."
     code, _, err = fit("genesis-v2-towers", *tiny_alone, "--model.geco.target-rmse", "0.03")
-    assert code == 0 and warning in err and ", and its target 0.030; another --seed" in err
+    assert code == 0 and warning in err and ", and its target 0.0300; another --seed" in err
     assert warning not in fit("genesis-v2-towers", *tiny_alone, "--model.geco.target-rmse", "0.9")[2]
 
 
