@@ -32,7 +32,7 @@ _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (6_000, 10_000), 18  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _FIXED = 9  # time of a step that does not depend on the number of slots, as a number of slots
-_BLUR, _BLUR_OF_CONTRAST = 0.01, 0.08  # with 0.01 at a contrast of 0.04, objects were discs without corners
+_BLUR, _BLUR_OF_CONTRAST = 0.01, 0.08  # at a contrast of 0.04, 0.01 would be a quarter of it
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
 
@@ -100,7 +100,7 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
     blur = min(_BLUR, _BLUR_OF_CONTRAST * seen.contrast)
-    target = max(round(blur + 0.5 * seen.rmse, 4), 0.001)  # the error of 8 bits
+    target = max(round(blur + 0.5 * seen.rmse, 4), 0.001)  # images of one colour; 8 bits have an error of 0.0011
     propose("model.geco.target-rmse", target, f"half of the RMSE of smooth colours in segments, and {blur:.4f}")
     size = (config.model.num_slots + _FIXED) / (_USUAL + _FIXED) * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000

@@ -253,7 +253,7 @@ class PartsEncoder(RegionEncoder):
 
 
 def colours_and_places_of_regions(
-    images: Float[Tensor, "B C H W"], average: Callable[[Tensor, Tensor], Tensor] = average_over_regions
+    images: Float[Tensor, "B C H W"], average: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 2 H W"]]:
     """Return the mean colour and the mean place of each pixel's region, by one of the functions of `regions.py`."""
     grid = pixel_grid(*images.shape[-2:], device=images.device).expand(len(images), -1, -1, -1)
