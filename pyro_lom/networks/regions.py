@@ -11,6 +11,7 @@ EDGE = 0.05
 """Least `edge` of `average_over_regions`, and largest least `edge` of `average_over_objects`, for colours in [0, 1]."""
 _STRONG = 5  # times the edge; noise and most shading do not reach it
 _WEAK = 1.5  # times the edge; pixels with a smaller distance are in one region when enclosed regions are found
+_STEEP, _SOFT = 0.7, 2  # times the highest step next to it; times the edge
 _THIN, _WIDE = 1 / 16, 1 / 4  # of the image's width
 _ROUNDS, _ROUNDS_OF_WIDTHS, _ROUNDS_OF_PARTS = 6, 2, 3
 
@@ -57,7 +58,8 @@ def average_over_objects(
     widths = _widths(steps) / images.shape[-1]
     thin, enclosed = widths < _THIN, _enclosed(steps, widths > _WIDE)
     within = [(a[1:] & a[:-1]) | b[1:] | b[:-1] for a, b in zip(_both(thin), _both(enclosed), strict=True)]
-    return _average(values, [step.masked_fill(dropped, 0) for step, dropped in zip(steps, within, strict=True)])
+    outlines = [_sharpened(step.masked_fill(dropped, 0)) for step, dropped in zip(steps, within, strict=True)]
+    return _average(values, outlines)
 
 
 def edges(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
@@ -88,8 +90,17 @@ def _peaks(steps: Float[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
 
     Smoothing makes an edge wider. Without this, pixels along an outline would become a thin region of their own.
     """
-    highest = F.max_pool2d(steps.movedim(0, -1), (1, 3), stride=1, padding=(0, 1)).movedim(-1, 0)
-    return steps * (steps >= highest)
+    return steps * (steps >= _highest(steps))
+
+
+def _sharpened(steps: Float[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
+    """Return the steps, with a bound on those that are much smaller than the one before or after them."""
+    return torch.where(steps < _STEEP * _highest(steps), steps.clamp_max(_SOFT), steps)
+
+
+def _highest(steps: Float[Tensor, "L B 1 M"]) -> Float[Tensor, "L B 1 M"]:
+    """Return the largest one of each step, the step before it and the step after it."""
+    return F.max_pool2d(steps.movedim(0, -1), (1, 3), stride=1, padding=(0, 1)).movedim(-1, 0)
 
 
 def _steps(images: Float[Tensor, "B C H W"], least: Float[Tensor, "B 1"] | float) -> list[Float[Tensor, "_ B 1 _"]]:

@@ -134,6 +134,16 @@ def disc(row, column, radius):
     return (rows - row).square() + (columns - column).square() < radius**2
 
 
+def test_pixels_of_soft_outlines_belong_to_the_side_whose_colour_is_nearer():
+    shape = disc(31.3, 32.4, 11)
+    images, (inside,) = painted(shape)
+    cover = F.avg_pool2d(shape[None].float(), 4)[0]
+    soft = (cover > 0.05) & (cover < 0.95)
+    inner, outer = soft & (cover > 0.6), soft & (cover < 0.4)
+    found = average_over_objects(inside[None, None].float(), images)[0, 0]
+    assert found[inner].mean() > 0.75 and found[outer].mean() < 0.2
+
+
 def test_parts_join_what_encloses_them():
     images, (outline, face, eye) = painted(disc(32, 30, 12), disc(32, 30, 9), disc(30, 30, 3))
     values = face[None, None].float()
