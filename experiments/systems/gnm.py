@@ -235,8 +235,8 @@ _SMALL = [
 ]
 """GNM_TOWERS on rendered scenes, with more steps and a larger z_bg.
 
-The weight of the KLs of z_g has nearly the same last value. On stacks, alpha is not fixed in the first steps: when
-these ended, the background had not learned, and with some seeds all KLs fell to 0.
+The weight of the KLs of z_g has nearly the same last value. On stacks, alpha is fixed in one step at most: when
+300 such steps ended, the background had not learned, and with some seeds all KLs fell to 0.
 """
 
 SYSTEMS = (Gnm,)
