@@ -1,5 +1,6 @@
 """Adaptation of a preset to a person's own images: a look at some images, and values for options with reasons."""
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ ADAPTED = (
     "model.slot-dim",
     "model.geco.target-rmse",
     "train.steps",
+    "train.preview-every",
     "model.geco.relax-at",
     "model.schedule.ordered-batch-size",
 )
@@ -32,6 +34,9 @@ _SLOT_DIM = 16  # with 12, the outlines of flat shapes were lost
 _K = (4, _MANY + 1)  # least and largest number of slots; with 10, many objects on striped grounds had no slot
 _STEPS, _MINUTES = (6_000, 10_000), 18  # least and largest number of steps; minutes of the latter with 7 slots at 64x64
 _FIXED = 9  # time of a step that does not depend on the number of slots, as a number of slots
+_TO_VERDICT = 4  # minutes to the first preview, which has the verdict
+_SECOND_DIFFERENCES = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6  # 0 on planes
+_MEDIAN = 0.6745  # median of the absolute value of a standard normal variable
 _BLUR, _BLUR_OF_CONTRAST = 0.01, 0.08  # at a contrast of 0.04, 0.01 would be a quarter of it
 _RELAX_AT = 0.7  # share of the orderless pair's steps
 
@@ -40,6 +45,9 @@ class Look(NamedTuple):
     """What `look` finds in images, without labels and without training."""
 
     num_images: int
+    noise: float
+    """Standard deviation of the noise of pixels and channels: by second differences (Immerkaer, 1996), of which the
+    median is taken, so that outlines do not count. It is too small where noise is cut off at black or white."""
     edges: float
     """Share of the pairs of neighbouring pixels whose colours have an edge between them, as `PartsEncoder` finds it."""
     num_segments: int
@@ -60,6 +68,7 @@ def look(images: np.ndarray, encoder: type[RegionEncoder] = PartsEncoder) -> Loo
     sizes = F.one_hot(segments.flatten(1)).float().mean(1)
     return Look(
         num_images=len(images),
+        noise=_noise(images),
         edges=edges(images).item(),
         num_segments=round((sizes > SMALLEST).sum(1).float().quantile(0.9, interpolation="higher").item()),
         explained=explained_variance(images, segments),
@@ -85,9 +94,9 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
         return config, []
     seen = look(images, PartsEncoder if config.model.orderless.encoder == "parts" else RegionEncoder)
     lines = [
-        f"looked at {seen.num_images} images: 90% have at most {seen.num_segments} segments; {seen.edges:.0%} of "
-        f"neighbouring pixels have an edge between them; smooth colours in segments explain {seen.explained:.0%} of "
-        f"the variance, with an RMSE of {seen.rmse:.4f}"
+        f"looked at {seen.num_images} images: noise of {seen.noise:.4f}; 90% have at most {seen.num_segments} segments; "
+        f"{seen.edges:.0%} of neighbouring pixels have an edge between them; smooth colours in segments explain "
+        f"{seen.explained:.0%} of the variance, with an RMSE of {seen.rmse:.4f}"
     ]
 
     def propose(option: str, value: float, reason: str) -> None:
@@ -100,16 +109,33 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
     propose("model.num-slots", num_slots, f"the segments and one more, from {_K[0]} to {_K[1]}")
     propose("model.slot-dim", _SLOT_DIM, "for place, size, outline and colours of a segment")
     blur = min(_BLUR, _BLUR_OF_CONTRAST * seen.contrast)
-    target = max(round(blur + 0.5 * seen.rmse, 4), 0.001)  # images of one colour; 8 bits have an error of 0.0011
-    propose("model.geco.target-rmse", target, f"half of the RMSE of smooth colours in segments, and {blur:.4f}")
+    other = blur + 0.5 * math.sqrt(max(seen.rmse**2 - seen.noise**2, 0.0))
+    target = max(round(math.hypot(seen.noise, other), 4), 0.001)  # images of one colour; 8 bits have an error of 0.0011
+    propose(
+        "model.geco.target-rmse",
+        target,
+        f"{seen.noise:.4f} of noise and {other:.4f} of other errors, added as squares; the latter is half of the RMSE "
+        f"of smooth colours without noise, and {blur:.4f}",
+    )
     size = (config.model.num_slots + _FIXED) / (_USUAL + _FIXED) * images.shape[1] * images.shape[2] / 64**2
     steps = int(min(max(_STEPS[1] / size, _STEPS[0]), _STEPS[1])) // 1000 * 1000
-    propose("train.steps", steps, f"about {_MINUTES * size * steps / _STEPS[1]:.0f} minutes on two cores")
+    minutes = _MINUTES * size / _STEPS[1]  # of a step
+    propose("train.steps", steps, f"about {minutes * steps:.0f} minutes on two cores")
+    to_verdict = int(_TO_VERDICT / minutes) // 100 * 100
+    if to_verdict < config.train.preview_every:
+        propose("train.preview-every", to_verdict, f"the verdict on binding after about {_TO_VERDICT} minutes")
     relax_at = round(_RELAX_AT * config.model.source_steps(config.train))
     propose("model.geco.relax-at", relax_at, "if the target is not reached then, it becomes 5% more than the error")
     if len(images) < (config.model.schedule.ordered_batch_size or 0):
         propose("model.schedule.ordered-batch-size", len(images), "all images")
     return config, lines
+
+
+def _noise(images: torch.Tensor) -> float:
+    """Return the `noise` of `Look`: the root mean square over images of their standard deviations."""
+    channels = images.flatten(0, 1).unsqueeze(1)
+    differences = F.conv2d(channels, _SECOND_DIFFERENCES[None, None]).abs().reshape(len(images), -1)
+    return (differences.median(1).values / _MEDIAN).square().mean().sqrt().item()
 
 
 def _with(options: Any, path: list[str], value: float) -> Any:

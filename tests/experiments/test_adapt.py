@@ -54,7 +54,7 @@ def test_every_value_has_a_reason():
     assert (config.model.slot_dim, config.train.steps) == (16, 10_000)
     assert config.model.geco.target_rmse < OWN.model.geco.target_rmse
     assert config.model.geco.relax_at == pytest.approx(0.7 * config.model.first_steps(config.train), abs=1)
-    for option in ADAPTED:
+    for option in set(ADAPTED) - {"train.preview-every"}:
         value = config
         for name in option.replace("-", "_").split("."):
             value = getattr(value, name)
@@ -70,6 +70,23 @@ def test_stripes_are_no_segments_for_the_encoder_of_the_preset():
     regions = replace(OWN, model=replace(OWN.model, orderless=replace(OWN.model.orderless, encoder="regions")))
     (of_parts, _), (of_regions, _) = (adapt(config, striped.astype(np.uint8)) for config in (OWN, regions))
     assert of_parts.model.num_slots < of_regions.model.num_slots
+
+
+def test_large_images_have_an_earlier_verdict():
+    small, large = (adapt(OWN, discs(4, size=size)) for size in (64, 128))
+    assert small[0].train.preview_every == OWN.train.preview_every > large[0].train.preview_every > 300
+    line = f"--train.preview-every {large[0].train.preview_every}: the verdict on binding after about 4 minutes"
+    assert line in large[1] and not any("preview" in line for line in small[1])
+
+
+@pytest.mark.parametrize("deviation", [0, 8, 25])
+def test_noise_is_measured_and_raises_the_target(deviation):
+    images = discs()
+    rng = np.random.default_rng(1)
+    noisy = np.uint8((0.8 * images + rng.normal(20, deviation, images.shape)).round().clip(0, 255))
+    assert look(noisy).noise == pytest.approx(deviation / 255, rel=0.1, abs=1e-6)
+    clean, target = (adapt(OWN, some)[0].model.geco.target_rmse for some in (np.uint8(0.8 * images + 20), noisy))
+    assert target == pytest.approx(np.hypot(clean, deviation / 255), rel=0.15)
 
 
 def test_images_of_low_contrast_have_a_lower_target():
