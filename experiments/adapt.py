@@ -94,9 +94,9 @@ def adapt(config: Config, images: np.ndarray, options: Collection[str] = ADAPTED
         return config, []
     seen = look(images, PartsEncoder if config.model.orderless.encoder == "parts" else RegionEncoder)
     lines = [
-        f"looked at {seen.num_images} images: noise of {seen.noise:.4f}; 90% have at most {seen.num_segments} segments; "
-        f"{seen.edges:.0%} of neighbouring pixels have an edge between them; smooth colours in segments explain "
-        f"{seen.explained:.0%} of the variance, with an RMSE of {seen.rmse:.4f}"
+        f"looked at {seen.num_images} images: noise of {seen.noise:.4f}; 90% have at most {seen.num_segments} "
+        f"segments; {seen.edges:.0%} of neighbouring pixels have an edge between them; smooth colours in segments "
+        f"explain {seen.explained:.0%} of the variance, with an RMSE of {seen.rmse:.4f}"
     ]
 
     def propose(option: str, value: float, reason: str) -> None:

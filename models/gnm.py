@@ -49,8 +49,9 @@ class Gnm(Model):
     `z_pres` (B, N | 1), `z_where` (B, N | 4), `z_depth` (B, N | 1) and `z_what` (B, N | Dwhat), also in the plate
     `cells` at dim -1. Slots are the N cells, row after row, and the background.
 
-    In the first `alpha_steps` training steps, every pixel is 0.9 foreground, so that cells learn before the background.
-    `step` counts them: the trainer sets it. To train with other tools, set it, or pass `alpha_steps=0`.
+    Before training step `alpha_steps`, counted from 1, every pixel is 0.9 foreground, so that cells learn before the
+    background. The trainer sets `step`, which counts from 0. To train with other tools, set it, or pass
+    `alpha_steps=0`.
 
     Args:
         draw: one step of StructDRAW.
@@ -65,7 +66,7 @@ class Gnm(Model):
         what_dim, background_dim: Dwhat and Dbg.
         num_draws: T.
         relaxation: the relaxation of z_pres by training step.
-        alpha_steps: the number of first training steps whose alpha is fixed.
+        alpha_steps: the first training step, counted from 1, whose alpha is not fixed.
     """
 
     mode_sites = ("z_bg", "z_pres", "z_where", "z_depth", "z_what")

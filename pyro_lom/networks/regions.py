@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 EDGE = 0.05
-"""Least `edge` of `average_over_regions`, and largest least `edge` of `average_over_objects`, for colours in [0, 1]."""
+"""Lower bound of `edge` in `average_over_regions`, for colours in [0, 1]. In `average_over_objects` the lower bound
+depends on the image, and `EDGE` limits it."""
 _STRONG = 5  # times the edge; noise and most shading do not reach it
 _WEAK = 1.5  # times the edge; pixels with a smaller distance are in one region when enclosed regions are found
 _STEEP, _SOFT = 0.7, 2  # times the highest step next to it; times the edge
@@ -39,12 +40,14 @@ def average_over_objects(
 ) -> Float[Tensor, "B F H W"]:
     """Average values over regions as `average_over_regions` does, with regions that match objects better.
 
-    - Edges are found at low contrast. The least `edge` is a sixth of the 97th percentile of the image's distances, but
-      not below 0.01 and not above `EDGE`. Shading may become edges if outlines are fewer than 3 % of the pairs of
-      neighbours, as around one large object.
+    - Edges are found at low contrast. The lower bound of `edge` is a sixth of the 97th percentile of the image's
+      distances, but not below 0.01 and not above `EDGE`. Shading may become edges if outlines are fewer than 3 % of
+      the pairs of neighbours, as around one large object.
     - Edges are found in noise. A second image is smoothed with the weights (1, 2, 1) / 4, and has an `edge` of its own.
       There, a difference counts only if neither neighbour along the line is larger. The larger one of both differences,
       in edges, is used.
+    - Pixels of a soft outline belong to the side whose colour is nearer. A difference below 0.7 of the one before or
+      after it along the line counts as 2 edges at most.
     - Parts of an object are one region. The edges between these are dropped:
 
         - thin regions, as of fine stripes or checks. A region is thin if its mean width is below a 16th of the image's.

@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 
 from experiments import cli
 from experiments.data import Command
-from experiments.loading import load_run
+from experiments.loading import EMBEDDED, load_run
+from experiments.systems import PRESETS
 from experiments.training import verdicts
 from pyro_lom.data.hdf5 import write_scenes
 from pyro_lom.errors import UserError
@@ -385,14 +386,16 @@ def test_a_runs_dir_that_cannot_be(refused, tiny, tmp_path):
     assert refused(*tiny, "--runs-dir", "file/runs") == "cannot write file/runs: Not a directory"
 
 
-@pytest.mark.parametrize("name", ["objects-room", "clevr6", "shapestacks"])
-def test_missing_data_sets_say_how_to_get_them(name, refused, tmp_path):
-    line = refused(f"lom-genesis-v2-{name}")
-    assert line.startswith(f"the data set is missing: data/{name}.h5. ")
+@pytest.mark.parametrize("path", sorted({config.data.path for config in PRESETS.values()} - {*EMBEDDED, "my_images"}))
+def test_missing_data_sets_say_how_to_get_them(path, refused, tmp_path):
+    config = next(config for config in PRESETS.values() if config.data.path == path)
+    line = refused(config.preset)
+    assert line.startswith(f"the data set is missing: {path}. ")
     for arguments in re.findall(r"python experiments/data.py ([^|]+) \|", line):
         command = cli.parse(Command, arguments.split(), prog="data.py", description="")
-        assert (command.name, command.out) == (name, Path(f"data/{name}.h5"))
-    assert "data.py render" in line and "data.py import" in line
+        assert command.out == Path(path) and path.startswith(f"data/{command.name}")
+        assert command.size in (None, config.data.image_size)
+    assert "data.py render" in line and ("data.py import" in line or "near" in path)
     assert line.endswith(" | or name your own with --data.path")
 
 
