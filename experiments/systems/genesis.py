@@ -136,7 +136,7 @@ _SMALL = [
             geco=base.model.geco,
         ),
         data=base.data,
-        train=replace(GENESIS_TOWERS.train, steps=2200, learning_rate=4e-3),
+        train=replace(GENESIS_TOWERS.train, steps=2000, learning_rate=4e-3),
     )
     for base in GENESIS_V2_SMALL
 ]

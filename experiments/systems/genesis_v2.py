@@ -171,7 +171,7 @@ GENESIS_V2_SMALL = tuple(
     )
     for name, data in RENDERED.items()
 )
-"""Small networks on rendered scenes, which train in 10 minutes on one thread.
+"""Small networks on rendered scenes, which train in about 13 minutes on one thread.
 
 They depart from the paper as GENESIS_V2_TOWERS does, with an encoder and a decoder for objects of any shape.
 """

@@ -225,11 +225,11 @@ _SMALL = [
             curriculum=replace(
                 GNM_TOWERS.model.curriculum,
                 alpha_steps=0 if name == "shapestacks-near" else 300,
-                global_steps=46_000,
+                global_steps=34_500,
             ),
         ),
         data=data,
-        train=replace(GNM_TOWERS.train, steps=8000),
+        train=replace(GNM_TOWERS.train, steps=6000),
     )
     for name, data in RENDERED.items()
 ]

@@ -122,7 +122,7 @@ _SMALL = [
         preset=f"nvae-{name}-small",
         model=replace(NVAE_TOWERS.model, image_scale=0.3),
         data=data,
-        train=replace(NVAE_TOWERS.train, steps=2000, batch_size=8, learning_rate=8e-3),
+        train=replace(NVAE_TOWERS.train, steps=1400, batch_size=8, learning_rate=8e-3),
     )
     for name, data in RENDERED.items()
 ]

@@ -86,7 +86,7 @@ SRI_SHAPESTACKS = Config(preset="sri-shapestacks", model=Sri(num_slots=9), data=
 """SRI on ShapeStacks as published, over GENESIS-v2."""
 
 
-def _over(base: Config, lom: Config[Lom], **schedule: int) -> Config[Sri]:
+def _over(base: Config, lom: Config[Lom], **schedule: float) -> Config[Sri]:
     """Return SRI over the orderless model of a preset, with the scene latent, matching and schedule of a LOM."""
     model = Sri(
         **vars(part(base.model, SlotOptions)),
@@ -98,12 +98,19 @@ def _over(base: Config, lom: Config[Lom], **schedule: int) -> Config[Sri]:
     return replace(base, preset=base.preset.replace("genesis-v2", "sri"), model=model, train=lom.train)
 
 
+def _small(base: Config, lom: Config[Lom]) -> Config[Sri]:
+    """Return a small SRI for rendered scenes. Its ordered steps cost more than those of the LOM."""
+    steps = base.train.steps + 3500
+    sri = _over(base, lom, ordered_batch_size=12, orderless_first=base.train.steps / steps)
+    return replace(sri, train=replace(sri.train, steps=steps))
+
+
 SRI_TOWERS = _over(GENESIS_V2_TOWERS, DEMO, ordered_batch_size=24)
 """A small SRI with the orderless model, the likelihood and the schedule of the demo."""
 
 SYSTEMS = (Sri,)
 PRESETS = (
     SRI_TOWERS,
-    *(_over(base, lom, ordered_batch_size=12) for base, lom in zip(GENESIS_V2_SMALL, LOM_SMALL, strict=True)),
+    *map(_small, GENESIS_V2_SMALL, LOM_SMALL),
     SRI_SHAPESTACKS,
 )

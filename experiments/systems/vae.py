@@ -74,7 +74,7 @@ _SMALL = [
         preset=f"vae-{name}-small",
         model=replace(VAE_TOWERS.model, scene_dim=32, image_scale=0.4),
         data=data,
-        train=replace(VAE_TOWERS.train, steps=9000),
+        train=replace(VAE_TOWERS.train, steps=6000),
     )
     for name, data in RENDERED.items()
 ]
