@@ -26,6 +26,11 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # this process starts the workers
+        import arviz  # noqa: F401 - its first import of a day writes a file, and fails in two processes at once
+
+
 @pytest.fixture(autouse=True)
 def clean_slate():
     pyro.clear_param_store()
