@@ -272,7 +272,7 @@ def test_small_emorl_has_the_networks_of_small_genesis_v2_and_the_inference_of_e
     assert {name: own[name] for name in others} == others
     assert (config.data, config.train) == (
         networks.data,
-        dataclasses.replace(networks.train, steps=4500, learning_rate=4e-3),
+        dataclasses.replace(networks.train, steps=3200, learning_rate=4e-3),
     )
 
 
