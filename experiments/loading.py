@@ -29,17 +29,18 @@ KEPT_SCENES = "scenes.h5"
 
 _FEW = 1000  # training scenes, below which a warning is printed
 _OBJECTS = "github.com/google-deepmind/multi_object_datasets"
+_IN_AN_HOUR = " --num 12000 --workers 2"  # what two cores render of CLEVR6 at 64x64
 _DATA_SETS = {
-    "data/objects-room.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", ""),
-    "data/objects-room-48.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", " --size 48"),
-    "data/clevr6.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", ""),
-    "data/clevr6-64.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", " --size 64"),
-    "data/clevr6-128.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", " --size 128"),
-    "data/shapestacks.h5": ("shapestacks", "ogroth.github.io/shapestacks", "shapestacks", ""),
-    "data/shapestacks-near.h5": ("shapestacks-near", "", "", ""),
+    "data/objects-room.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", "", ""),
+    "data/objects-room-48.h5": ("objects-room", _OBJECTS, "objects_room_train.tfrecords", " --size 48", ""),
+    "data/clevr6.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", "", ""),
+    "data/clevr6-64.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", " --size 64", _IN_AN_HOUR),
+    "data/clevr6-128.h5": ("clevr6", _OBJECTS, "clevr_with_masks_train.tfrecords", " --size 128", ""),
+    "data/shapestacks.h5": ("shapestacks", "ogroth.github.io/shapestacks", "shapestacks", "", ""),
+    "data/shapestacks-near.h5": ("shapestacks-near", "", "", "", ""),
 }
 """Data files of the presets: name for `data.py`, place of publication or "", file or folder there, options of
-`data.py`."""
+`data.py`, and further ones of `data.py render`."""
 
 
 def read_data(data: Data, scenes: Any = None) -> Scenes:
@@ -74,14 +75,13 @@ def remarks(scenes: Scenes) -> list[str]:
 
 
 def _how_to_get(path: str) -> str:
-    name, place, source, options = _DATA_SETS[path]
+    name, place, source, options, of_render = _DATA_SETS[path]
     stand_in, published = "it", ""
-    few = " --num 12000 --workers 2" if path == "data/clevr6-64.h5" else ""  # what two cores render in an hour
     if place:
         command = f"python experiments/data.py import {name} {source} {path}{options}"
         stand_in, published = "a stand-in", f" | or import what {place} publishes: {command}"
     return (
-        f"Render {stand_in}: python experiments/data.py render {name} {path}{options}{few}{published} | "
+        f"Render {stand_in}: python experiments/data.py render {name} {path}{options}{of_render}{published} | "
         "or name your own with --data.path"
     )
 
